@@ -1,0 +1,25 @@
+"""Buildbot workers that build strangers' pull requests in locked-down, throw-away containers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sandboxworker.policy import SandboxPolicy as SandboxPolicy
+    from sandboxworker.worker import SandboxLatentWorker as SandboxLatentWorker
+
+__all__ = ["SandboxLatentWorker", "SandboxPolicy"]
+
+_HOMES = {
+    "SandboxLatentWorker": "sandboxworker.worker",
+    "SandboxPolicy": "sandboxworker.policy",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: ``import sandboxworker`` stays cheap."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

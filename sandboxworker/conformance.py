@@ -1,0 +1,120 @@
+"""Whether the engine applied what was asked: the create request against its own ``inspect``.
+
+Pure. Engines drop settings that their kernel lacks, some with a warning in the create answer
+and some without a word; either way the sandbox is not the one that was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import attrs
+
+#: Inspect answers these by other means, or an engine may fill them in by its own default.
+_NOT_COMPARED = frozenset({"Image", "Cmd", "AttachStdin", "AttachStdout", "AttachStderr"})
+_HOST_NOT_COMPARED = frozenset({"Mounts"})
+
+#: What must not be there although nobody asked for it.
+_MUST_BE_EMPTY = ("Binds", "Devices", "VolumesFrom", "CapAdd", "PortBindings")
+
+
+@attrs.frozen
+class Deviation:
+    """One setting that is not as asked."""
+
+    setting: str
+    asked: object
+    applied: object
+
+    def __str__(self) -> str:
+        return f"{self.setting}: asked for {_short(self.asked)}, got {_short(self.applied)}"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def deviations(
+    request: Mapping[str, Any], inspected: Mapping[str, Any], warnings: Iterable[str] | None = ()
+) -> tuple[Deviation, ...]:
+    """Everything in which the created container differs from the create request.
+
+    ``request``: the create request; ``inspected``: the engine's inspect answer;
+    ``warnings``: of the create answer.
+    Empty when the container is exactly what was asked for.
+    """
+    return (
+        *_warnings(warnings or ()),
+        *_image(request, inspected),
+        *_compare("", request, inspected.get("Config") or {}, _NOT_COMPARED | {"HostConfig"}),
+        *_compare(
+            "HostConfig.",
+            request["HostConfig"],
+            inspected.get("HostConfig") or {},
+            _HOST_NOT_COMPARED,
+        ),
+        *_unasked(inspected),
+    )
+
+
+def _warnings(warnings: Iterable[str]) -> Iterable[Deviation]:
+    for warning in warnings:
+        yield Deviation("the engine warned", "no warning", warning)
+
+
+def _image(request: Mapping[str, Any], inspected: Mapping[str, Any]) -> Iterable[Deviation]:
+    if inspected.get("Image") != request["Image"]:
+        yield Deviation("Image", request["Image"], inspected.get("Image"))
+
+
+def _compare(
+    prefix: str,
+    asked: Mapping[str, Any],
+    applied: Mapping[str, Any],
+    left_out: frozenset[str],
+) -> Iterable[Deviation]:
+    for name, value in asked.items():
+        same = _includes if name == "Labels" else _same
+        if name not in left_out and not same(value, applied.get(name)):
+            yield Deviation(prefix + name, value, applied.get(name))
+
+
+def _same(asked: Any, applied: Any) -> bool:
+    if _is_empty(asked):
+        return _is_empty(applied)
+    if isinstance(asked, Mapping):
+        return isinstance(applied, Mapping) and _normal(asked) == _normal(applied)
+    if isinstance(asked, Sequence) and not isinstance(asked, str):
+        return sorted(map(repr, map(_normal, asked))) == sorted(
+            map(repr, map(_normal, applied or ()))
+        )
+    return bool(asked == applied)
+
+
+def _includes(asked: Mapping[str, Any], applied: Mapping[str, Any] | None) -> bool:
+    """The image's own labels stand beside ours, and change nothing."""
+    return asked.items() <= (applied or {}).items()
+
+
+def _is_empty(value: Any) -> bool:
+    """Engines say "not set" as null, as zero or as an empty value, as it suits them."""
+    return value is None or value is False or value in ("", 0) or value == [] or value == {}
+
+
+def _normal(value: Any) -> Any:
+    """Order of keys is no difference."""
+    if isinstance(value, Mapping):
+        return sorted((key, _normal(item)) for key, item in value.items())
+    return value
+
+
+def _unasked(inspected: Mapping[str, Any]) -> Iterable[Deviation]:
+    host = inspected.get("HostConfig") or {}
+    for name in _MUST_BE_EMPTY:
+        if host.get(name):
+            yield Deviation(f"HostConfig.{name}", None, host[name])
+    for mount in inspected.get("Mounts") or ():
+        if mount.get("Type") != "tmpfs":
+            yield Deviation("Mounts", "none of the host", mount.get("Destination"))

@@ -1,0 +1,351 @@
+"""Docker Engine: control calls through its SDK in threads of our own, streams in the reactor.
+
+The only module that knows the SDK. Podman's Docker-compatible socket speaks the same.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+import docker
+import docker.errors
+import requests.exceptions
+from twisted.internet import defer, endpoints, ssl, threads
+from twisted.internet.protocol import Factory
+from twisted.python.threadpool import ThreadPool
+
+from sandboxworker.engine.address import EngineAddress
+from sandboxworker.engine.interface import (
+    Created,
+    ExecRequest,
+    Listed,
+    StreamReceiver,
+    Usage,
+)
+from sandboxworker.engine.stream import EngineStream, upgrade_request
+from sandboxworker.engine.uids import UidRange
+from sandboxworker.errors import (
+    EngineError,
+    EngineRefused,
+    EngineTimeout,
+    EngineUnreachable,
+    ImageNotFound,
+)
+from sandboxworker.spec import ImageFacts
+
+T = TypeVar("T")
+
+#: Threads for control calls, for all sandboxes of one engine together.
+MAX_THREADS = 8
+#: Seconds for one control call; a start or a removal takes well under one on a sound engine.
+CALL_DEADLINE = 30.0
+CONNECT_DEADLINE = 10.0
+
+
+class DockerEngine:
+    """One Docker Engine (see `interface.Engine`).
+
+    Nothing is contacted on construction. ``reactor`` is Twisted's.
+    """
+
+    def __init__(self, address: EngineAddress, reactor: Any) -> None:
+        self._address = address
+        self._reactor = reactor
+        self._pool = ThreadPool(0, MAX_THREADS, f"sandboxworker {address}")
+        self._stop_trigger: Any = None
+        self._client: Any = None
+        self._client_lock = threading.Lock()
+        self.uids = UidRange()
+
+    @property
+    def name(self) -> str:
+        return str(self._address)
+
+    def __repr__(self) -> str:
+        return f"<DockerEngine {self._address}>"
+
+    # control calls
+
+    async def image(self, reference: str) -> ImageFacts:
+        try:
+            found = await self._call("inspect image", lambda sdk: sdk.inspect_image(reference))
+        except EngineRefused as error:
+            if error.status == 404:
+                raise ImageNotFound(reference, self.name) from None
+            raise
+        return image_facts(reference, found)
+
+    async def create(self, name: str, body: Mapping[str, Any]) -> Created:
+        answer = await self._call(
+            "create container", lambda sdk: sdk.create_container_from_config(body, name)
+        )
+        return Created(answer["Id"], tuple(answer.get("Warnings") or ()))
+
+    async def inspect(self, container: str) -> Mapping[str, Any] | None:
+        try:
+            found: Mapping[str, Any] = await self._call(
+                "inspect container", lambda sdk: sdk.inspect_container(container)
+            )
+        except EngineRefused as error:
+            if error.status == 404:
+                return None
+            raise
+        return found
+
+    async def start(self, container: str) -> None:
+        await self._call("start container", lambda sdk: sdk.start(container))
+
+    async def exec_status(self, exec_id: str) -> int | None:
+        found = await self._call("inspect exec", lambda sdk: sdk.exec_inspect(exec_id))
+        return None if found.get("Running") else found.get("ExitCode")
+
+    async def resize(self, exec_id: str, rows: int, columns: int) -> None:
+        await self._call("resize", lambda sdk: sdk.exec_resize(exec_id, rows, columns))
+
+    async def usage(self, container: str) -> Usage:
+        stats = await self._call("stats", lambda sdk: sdk.stats(container, stream=False, one_shot=True))
+        return usage_of(stats)
+
+    async def remove(self, container: str) -> None:
+        try:
+            await self._call(
+                "remove container", lambda sdk: sdk.remove_container(container, v=True, force=True)
+            )
+        except EngineRefused as error:
+            # 404: gone already; 409: its removal is under way.
+            if error.status not in (404, 409):
+                raise
+
+    async def list(self, labels: Mapping[str, str]) -> list[Listed]:
+        filters = {"label": [f"{name}={value}" for name, value in labels.items()]}
+        found = await self._call(
+            "list containers", lambda sdk: sdk.containers(all=True, filters=filters)
+        )
+        return [_listed(entry) for entry in found]
+
+    # streams
+
+    async def attach(self, container: str, receiver: StreamReceiver) -> EngineStream:
+        path = f"/containers/{container}/attach?stream=1&stdin=1&stdout=1"
+        return await self._open("attach", path, None, receiver, tty=False)
+
+    async def exec(
+        self, container: str, request: ExecRequest, receiver: StreamReceiver
+    ) -> tuple[str, EngineStream]:
+        answer = await self._call(
+            "create exec",
+            lambda sdk: sdk.exec_create(
+                container,
+                list(request.argv),
+                stdin=request.stdin,
+                tty=request.tty,
+                user=request.user,
+                environment=list(request.environ),
+                workdir="/",
+            ),
+        )
+        body = {"Detach": False, "Tty": request.tty}
+        path = f"/exec/{answer['Id']}/start"
+        stream = await self._open("start exec", path, body, receiver, tty=request.tty)
+        return answer["Id"], stream
+
+    async def close(self) -> None:
+        if self._stop_trigger is not None:
+            self._reactor.removeSystemEventTrigger(self._stop_trigger)
+            self._stop_trigger = None
+            # Joining may wait for a hung call; never in the reactor's thread.
+            await threads.deferToThread(self._pool.stop)
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    # how
+
+    async def _call(
+        self, call: str, work: Callable[[Any], T], deadline: float = CALL_DEADLINE
+    ) -> T:
+        """Run one SDK call in a thread of ours; answer or raise within ``deadline`` seconds."""
+        self._start_threads()
+        given_up = threading.Event()
+        pending = threads.deferToThreadPool(
+            self._reactor, self._pool, self._work, call, work, given_up
+        )
+
+        def timed_out(_result: Any, _seconds: float) -> Any:
+            given_up.set()
+            raise self._timeout(call, deadline)
+
+        pending.addTimeout(deadline, self._reactor, timed_out)
+        return await pending
+
+    def _timeout(self, call: str, deadline: float) -> EngineTimeout:
+        return EngineTimeout(self.name, call, deadline)
+
+    def _start_threads(self) -> None:
+        """Once; and have them stopped with the reactor, should nobody close this engine."""
+        if self._stop_trigger is None:
+            self._pool.start()
+            self._stop_trigger = self._reactor.addSystemEventTrigger(
+                "during", "shutdown", self._pool.stop
+            )
+
+    def _work(self, call: str, work: Callable[[Any], T], given_up: threading.Event) -> T:
+        """In a thread: the SDK's errors become ours."""
+        if given_up.is_set():  # It waited for a thread past its deadline: it must not act now.
+            raise self._timeout(call, CALL_DEADLINE)
+        try:
+            return work(self._sdk())
+        except docker.errors.APIError as error:
+            status = getattr(error.response, "status_code", 0) or 0
+            raise EngineRefused(self.name, call, status, _explanation(error)) from None
+        except requests.exceptions.ReadTimeout:
+            raise self._timeout(call, CALL_DEADLINE) from None
+        except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
+            raise EngineUnreachable(self.name, _root_cause(error)) from None
+
+    def _sdk(self) -> Any:
+        """In a thread: the client, made when first needed, since making one asks the engine."""
+        with self._client_lock:
+            if self._client is None:
+                self._client = docker.APIClient(
+                    **self._address.sdk_arguments(),
+                    timeout=CALL_DEADLINE,
+                    max_pool_size=MAX_THREADS,
+                )
+            return self._client
+
+    async def _open(
+        self,
+        call: str,
+        path: str,
+        body: dict[str, Any] | None,
+        receiver: StreamReceiver,
+        *,
+        tty: bool,
+    ) -> EngineStream:
+        """Connect and upgrade; the stream is open when this returns."""
+        version = await self._api_version()
+        request = upgrade_request(f"/v{version}{path}", "docker", body)
+        stream = EngineStream(self.name, call, request, receiver, tty=tty)
+        opening = defer.ensureDeferred(_connected(self._endpoint(), stream, self.name))
+
+        def timed_out(_result: Any, _seconds: float) -> Any:
+            stream.abort()
+            raise self._timeout(call, CALL_DEADLINE)
+
+        opening.addTimeout(CALL_DEADLINE, self._reactor, timed_out)
+        return await opening
+
+    async def _api_version(self) -> str:
+        if self._client is None:
+            await self._call("version", lambda sdk: None)
+        return str(self._client.api_version)
+
+    def _endpoint(self) -> Any:
+        address, deadline = self._address, CONNECT_DEADLINE
+        if address.is_unix:
+            return endpoints.UNIXClientEndpoint(self._reactor, address.socket_path, deadline)
+        tcp = endpoints.HostnameEndpoint(self._reactor, address.host, address.port, deadline)
+        if address.cert_path is None:
+            return tcp
+        return endpoints.wrapClientTLS(_tls_options(address), tcp)
+
+
+async def _connected(endpoint: Any, stream: EngineStream, engine: str) -> EngineStream:
+    try:
+        await endpoint.connect(Factory.forProtocol(lambda: stream))
+    except EngineError:
+        raise
+    except Exception as error:
+        raise EngineUnreachable(engine, str(error)) from None
+    return await stream.opened
+
+
+def _tls_options(address: EngineAddress) -> Any:
+    def pem(name: str) -> bytes:
+        with open(address.certificate(name), "rb") as file:
+            return file.read()
+
+    return ssl.optionsForClientTLS(
+        address.host,
+        trustRoot=ssl.Certificate.loadPEM(pem("ca.pem")),
+        clientCertificate=ssl.PrivateCertificate.loadPEM(pem("cert.pem") + b"\n" + pem("key.pem")),
+    )
+
+
+def _explanation(error: docker.errors.APIError) -> str:
+    return str(error.explanation or error).strip()
+
+
+def _root_cause(error: BaseException) -> str:
+    """The innermost reason: SDKs wrap "connection refused" several times over."""
+    while error.__cause__ is not None or error.__context__ is not None:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return getattr(error, "strerror", None) or str(error)
+
+
+def image_facts(reference: str, inspected: Mapping[str, Any]) -> ImageFacts:
+    """The facts in an image inspect answer."""
+    config = inspected.get("Config") or {}
+    digests = inspected.get("RepoDigests") or ()
+    return ImageFacts(
+        reference=reference,
+        id=inspected["Id"],
+        digest=digests[0].partition("@")[2] if digests else None,
+        env=tuple(config.get("Env") or ()),
+        volumes=tuple(sorted(config.get("Volumes") or ())),
+        os=inspected.get("Os") or "linux",
+        architecture=inspected.get("Architecture") or "",
+    )
+
+
+def usage_of(stats: Mapping[str, Any]) -> Usage:
+    """The figures in a stats answer; cgroup v2 engines leave the peak out."""
+    memory = stats.get("memory_stats") or {}
+    cpu = (stats.get("cpu_stats") or {}).get("cpu_usage") or {}
+    total = cpu.get("total_usage")
+    return Usage(
+        memory_peak=memory.get("max_usage"),
+        cpu_seconds=None if total is None else total / 1e9,
+    )
+
+
+def _listed(entry: Mapping[str, Any]) -> Listed:
+    names = entry.get("Names") or [""]
+    return Listed(
+        id=entry["Id"],
+        name=names[0].lstrip("/"),
+        labels=entry.get("Labels") or {},
+        state=entry.get("State") or "",
+    )
+
+
+class EnginePool:
+    """The engines of one process: workers with the same address share one, and its threads."""
+
+    def __init__(self) -> None:
+        self._engines: dict[EngineAddress, tuple[DockerEngine, int]] = {}
+
+    def acquire(self, address: EngineAddress, reactor: Any) -> DockerEngine:
+        """The engine at an address; each acquire wants a `release`."""
+        engine, users = self._engines.get(address) or (DockerEngine(address, reactor), 0)
+        self._engines[address] = (engine, users + 1)
+        return engine
+
+    def release(self, address: EngineAddress) -> Coroutine[Any, Any, None]:
+        """Give it back; the last one closes it."""
+        engine, users = self._engines[address]
+        if users > 1:
+            self._engines[address] = (engine, users - 1)
+            return _nothing()
+        del self._engines[address]
+        return engine.close()
+
+
+async def _nothing() -> None:
+    return None
+
+
+ENGINES = EnginePool()

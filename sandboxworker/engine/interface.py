@@ -1,0 +1,142 @@
+"""What a container engine must be able to do for a sandbox.
+
+Everything is asynchronous and has a deadline.
+Control calls are coroutines (for Twisted's ``ensureDeferred``); streams are driven by the
+reactor and push back when their reader or writer is slow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import attrs
+
+from sandboxworker.spec import ImageFacts
+
+#: Channels of a demultiplexed stream (Docker Engine API, "Stream format").
+STDIN, STDOUT, STDERR = 0, 1, 2
+
+
+@attrs.frozen
+class Created:
+    """The engine's answer to a create request."""
+
+    id: str
+    warnings: tuple[str, ...] = ()
+
+
+@attrs.frozen
+class Listed:
+    """One container of a list answer."""
+
+    id: str
+    name: str
+    labels: Mapping[str, str]
+    state: str
+
+
+@attrs.frozen
+class Usage:
+    """What a container has used so far; None where the engine does not say.
+
+    ``memory_peak`` in bytes, ``cpu_seconds`` in seconds of all processors together.
+    """
+
+    memory_peak: int | None = None
+    cpu_seconds: float | None = None
+
+
+@attrs.frozen
+class ExecRequest:
+    """One command to run in a container, always from ``/``.
+
+    ``user``: ``uid:gid``; ``environ``: lines ``NAME=value``, or ``NAME`` to remove one.
+    """
+
+    argv: tuple[str, ...]
+    user: str
+    environ: tuple[str, ...] = ()
+    tty: bool = False
+    stdin: bool = False
+
+
+class StreamReceiver(Protocol):
+    """Who listens to a stream. All calls come from the reactor."""
+
+    def stream_received(self, channel: int, data: bytes) -> None:
+        """Bytes arrived on ``STDOUT`` or ``STDERR`` (``STDOUT`` only with a terminal)."""
+
+    def stream_ended(self, reason: Exception | None) -> None:
+        """Nothing more will come. ``reason`` is None where the engine closed it in order."""
+
+
+class Stream(Protocol):
+    """Our end of an attach or exec stream."""
+
+    def write(self, data: bytes) -> None:
+        """Send to the process's stdin."""
+
+    def register_producer(self, producer: Any, streaming: bool) -> None:
+        """Twisted's ``registerProducer``: the producer is told when to pause."""
+
+    def unregister_producer(self) -> None:
+        """Twisted's ``unregisterProducer``."""
+
+    def close_write(self) -> bool:
+        """End the process's stdin; False where this transport cannot half-close."""
+
+    def pause(self) -> None:
+        """Stop reading: the engine, and then the process, will wait."""
+
+    def resume(self) -> None:
+        """Read again."""
+
+    def abort(self) -> None:
+        """Close at once. ``stream_ended`` is not called any more."""
+
+
+class Engine(Protocol):
+    """A container engine. Every call raises an `EngineError` within its deadline, or answers."""
+
+    @property
+    def name(self) -> str:
+        """The engine's address, for people."""
+
+    async def image(self, reference: str) -> ImageFacts:
+        """The facts of an image. Raises `ImageNotFound`; nothing is ever pulled."""
+
+    async def create(self, name: str, body: Mapping[str, Any]) -> Created:
+        """Create a container. Raises `EngineRefused` with status 409 if the name is taken."""
+
+    async def inspect(self, container: str) -> Mapping[str, Any] | None:
+        """What the engine says of a container; None where there is none."""
+
+    async def attach(self, container: str, receiver: StreamReceiver) -> Stream:
+        """Attach to the container's own stdin and stdout."""
+
+    async def start(self, container: str) -> None:
+        """Start a created container."""
+
+    async def exec(
+        self, container: str, request: ExecRequest, receiver: StreamReceiver
+    ) -> tuple[str, Stream]:
+        """Run a command in a running container: its exec id, and its stream."""
+
+    async def exec_status(self, exec_id: str) -> int | None:
+        """A command's exit code; None while it runs or where the engine does not know."""
+
+    async def resize(self, exec_id: str, rows: int, columns: int) -> None:
+        """Tell a command's terminal its size."""
+
+    async def usage(self, container: str) -> Usage:
+        """What a running container has used so far."""
+
+    async def remove(self, container: str) -> None:
+        """Ask for a container's end, by force. It may still be there on return."""
+
+    async def list(self, labels: Mapping[str, str]) -> list[Listed]:
+        """The containers, also stopped ones, that carry all these labels."""
+
+    async def close(self) -> None:
+        """Let go of threads and connections."""

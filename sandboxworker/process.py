@@ -1,0 +1,489 @@
+"""Twisted's ``spawnProcess``, inside a sandbox.
+
+A command runs under a few lines of the image's own shell (`LAUNCH`) that tell its pid before it
+starts and its end after it has ended, on the very streams that carry its output, framed by a
+word that nobody can guess beforehand.
+That costs no further call to the engine, says whether a signal or an exit ended it (the engine's
+exit code does not), and marks the end even while a background child holds the streams open.
+A build that reads the word from ``/proc`` can fake the end of its own command, no more than that.
+"""
+
+from __future__ import annotations
+
+import io
+import secrets
+import signal
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+from twisted.internet import defer, error, interfaces
+from twisted.internet.protocol import ProcessProtocol
+from twisted.protocols.basic import FileSender
+from twisted.python import log
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from sandboxworker.engine.interface import STDERR, STDOUT, Stream
+from sandboxworker.errors import EngineError, EngineRefused, SandboxGone
+from sandboxworker.sandbox import Sandbox
+
+_SIGNALS = "HUP INT QUIT ALRM TERM PIPE USR1 USR2"
+
+#: $1 the word, $2 the directory, $3 bytes of stdin (or -), then the command.
+#: The innermost subshell becomes the command. The one around it waits and passes the exit status
+#: on; shells say on their stderr when a child died by a signal (except INT and PIPE), and that
+#: stderr goes down the same pipe. The reader at its end tells what came.
+#: All but the command ignore the signals that are meant for it.
+LAUNCH = f"""\
+w=$1 d=$2 n=$3; shift 3
+[ -d "$d" ] || mkdir -p -- "$d" || exit 125
+cd -- "$d" || exit 125
+trap '' {_SIGNALS}
+exec 3>&1 4>&2
+printf '%s %s\\n' "$w" "$$"
+input() {{ if [ "$n" = - ]; then wait_for "$@"; else head -c "$n" 2>/dev/null | wait_for "$@"; fi; }}
+wait_for() {{ ( trap - {_SIGNALS}; unset OLDPWD; exec >&3 2>&4 3>&- 4>&-; exec "$@" ); echo "$?"; }}
+{{ input "$@"; }} 2>&1 | {{
+k=exit s=
+while read -r l; do [ -z "$s" ] || k=signal; s=$l; done
+printf '%s %s %s\\n' "$w" "$k" "$s"
+printf '%s %s %s\\n' "$w" "$k" "$s" >&4
+exit "$s"
+}}
+"""
+
+
+def launch(
+    word: str, directory: str, argv: Sequence[str], stdin: int | None = None
+) -> tuple[str, ...]:
+    """The exec's argv for a command; ``stdin`` is how many bytes it will get, None for no end."""
+    size = "-" if stdin is None else str(stdin)
+    return ("/bin/sh", "-c", LAUNCH, "sh", word, directory, size, *argv)
+
+
+#: How long the last output of a killed command is waited for.
+_TAIL_SECONDS = 2.0
+
+#: What a build may make us keep by faking our words.
+_LONGEST_WORD, _MOST_WORDS = 256, 8
+
+
+@attrs.frozen
+class Ended:
+    """How a command ended: by an exit code, or by a signal's number."""
+
+    exit_code: int | None = None
+    signal: int | None = None
+
+    @classmethod
+    def told(cls, kind: str, status: int) -> Ended:
+        """From the shell's words: 128 and the number for a signal."""
+        if kind == "signal" and status > 128:
+            return cls(signal=status - 128)
+        return cls(exit_code=status)
+
+    def reason(self) -> Failure:
+        """As Twisted tells a process protocol."""
+        if self.exit_code == 0:
+            return Failure(error.ProcessDone(0))
+        return Failure(error.ProcessTerminated(self.exit_code, self.signal, None))
+
+
+@attrs.define
+class Marked:
+    """A stream's bytes, parted from our own words in them.
+
+    ``feed`` gives the command's bytes; ``words`` collects what stood behind the marker.
+    Keeps back only what may be the beginning of a marker.
+    """
+
+    marker: bytes
+    words: list[str] = attrs.Factory(list)
+    _kept: bytes = b""
+
+    def feed(self, data: bytes) -> bytes:
+        data, self._kept = self._kept + data, b""
+        output = bytearray()
+        while (found := data.find(self.marker)) >= 0:
+            output += data[:found]
+            line, newline, rest = data[found:].partition(b"\n")
+            if not newline and len(line) <= _LONGEST_WORD:
+                self._kept = line
+                return bytes(output)
+            if len(self.words) < _MOST_WORDS:
+                self.words.append(line[len(self.marker) :].decode(errors="replace").strip())
+            data = rest
+        cut = len(data) - self._beginning(data)
+        self._kept = data[cut:]
+        return bytes(output) + data[:cut]
+
+    def _beginning(self, data: bytes) -> int:
+        """How many bytes at the end of ``data`` begin a marker."""
+        at = data.rfind(self.marker[:1], max(0, len(data) - len(self.marker) + 1))
+        while at >= 0:
+            if self.marker.startswith(data[at:]):
+                return len(data) - at
+            at = data.rfind(self.marker[:1], max(0, len(data) - len(self.marker) + 1), at)
+        return 0
+
+
+@implementer(interfaces.IProcessTransport, interfaces.IConsumer, interfaces.IPushProducer)
+class SandboxProcess:
+    """One command in a sandbox, as a Twisted process transport.
+
+    What the protocol writes in ``connectionMade`` and closes there is sent as a whole with its
+    length, which works over every transport; what it writes later goes through as it comes.
+    ``pid`` is the process group's id inside the sandbox, None before the start and after the end.
+    """
+
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        protocol: ProcessProtocol,
+        argv: Sequence[str],
+        environ: Mapping[str, str] | None,
+        directory: str,
+        *,
+        tty: bool = False,
+        stdin: io.BufferedIOBase | io.BytesIO | None = None,
+    ) -> None:
+        self.pid: int | None = None
+        self.sandbox = sandbox
+        self.proto = protocol
+        self._argv = tuple(argv)
+        self._environ = None if environ is None else dict(environ)
+        self._directory = directory
+        self._tty = tty
+        word = "\x1e" + secrets.token_hex(8)
+        self._word = word
+        self._marked = {
+            channel: Marked(word.encode() + b" ") for channel in (STDOUT, STDERR)
+        }
+        self._stdin = stdin
+        self._written = bytearray()
+        self._stdin_open = stdin is None
+        self._stream: Stream | None = None
+        self._exec_id = ""
+        self._closed: set[int] = set()
+        self._signalled: int | None = None
+        self._paused = False
+        self._over = False
+        self.ended: defer.Deferred[None] = defer.Deferred()
+
+    # start
+
+    def start(self) -> None:
+        """Tell the protocol, then run; everything further reaches the protocol."""
+        self.proto.makeConnection(self)
+        running = defer.ensureDeferred(self._run())
+        running.addErrback(log.err, f"sandbox {self.sandbox.id}: command failed to run")
+
+    async def _run(self) -> None:
+        stdin, size = self._whole_stdin()
+        streaming = stdin is None and self._stdin_open
+        argv = launch(self._word, self._directory, self._argv, size)
+        try:
+            self._exec_id, self._stream = await self.sandbox.exec(
+                argv,
+                self,
+                environ=self._environ,
+                tty=self._tty,
+                stdin=streaming or stdin is not None,
+            )
+        except EngineError as reason:
+            self._not_started(reason)
+            return
+        if self._paused:
+            self._stream.pause()
+        if stdin is not None:
+            self._send(stdin)
+        elif self._written:
+            self._stream.write(bytes(self._written))
+
+    def _whole_stdin(self) -> tuple[Any, int | None]:
+        """The stdin that is known in full by now, and its length."""
+        if self._stdin is not None:
+            return self._stdin, _length(self._stdin)
+        if self._stdin_open or not self._written:
+            return None, None
+        return io.BytesIO(bytes(self._written)), len(self._written)
+
+    def _send(self, stdin: Any) -> None:
+        sending = FileSender().beginFileTransfer(stdin, _Consumer(self._stream))
+        sending.addErrback(lambda _: None)  # The stream ended first; that is told elsewhere.
+
+    def _not_started(self, reason: EngineError) -> None:
+        """A refusal is the build's own doing (its processes fill the limit); the rest is not."""
+        self._give(STDERR, f"sandboxworker: {reason}\n".encode())
+        if not isinstance(reason, (EngineRefused, SandboxGone)):
+            self.sandbox.lose(reason)
+        self._end(Ended(exit_code=126) if isinstance(reason, EngineRefused) else Ended())
+
+    # the engine's side (see `interface.StreamReceiver`)
+
+    def stream_received(self, channel: int, data: bytes) -> None:
+        marked = self._marked[channel]
+        output = marked.feed(data)
+        if channel == STDOUT and self.pid is None and marked.words:
+            self.pid = _number(marked.words.pop(0))
+        if output:
+            self._give(channel, output)
+        if self._is_told():
+            kind, _, status = self._marked[STDOUT].words[0].partition(" ")
+            self._end(Ended.told(kind, min(_number(status), 255)))
+
+    def _is_told(self) -> bool:
+        """The end is told on each stream behind the last byte of that stream."""
+        channels = (STDOUT,) if self._tty else (STDOUT, STDERR)
+        return self.pid is not None and all(self._marked[each].words for each in channels)
+
+    def stream_ended(self, reason: Exception | None) -> None:
+        """The streams ended, and nothing was told: only the engine knows the end, if it does."""
+        if not self._over:
+            asking = defer.ensureDeferred(self._ask(reason))
+            asking.addErrback(log.err, f"sandbox {self.sandbox.id}: a command's end is unknown")
+
+    async def _ask(self, reason: Exception | None) -> None:
+        if not self.sandbox.is_ready:
+            self._end(Ended())
+            return
+        try:
+            status = await self.sandbox.exec_status(self._exec_id)
+        except EngineError as error_:
+            status, reason = None, error_
+        if status is None:
+            self.sandbox.lose(reason or SandboxGone(self.sandbox.id, "unsure of a command's end"))
+            self._end(Ended())
+        elif self._signalled is not None and status == 128 + self._signalled:
+            self._end(Ended(signal=self._signalled))
+        else:
+            # Our shell itself was ended from inside, by a signal as a rule.
+            self._end(Ended.told("signal", status))
+
+    def _give(self, channel: int, data: bytes) -> None:
+        if self._over or channel in self._closed:
+            return
+        if channel == STDOUT:
+            self.proto.outReceived(data)
+        else:
+            self.proto.errReceived(data)
+
+    def _end(self, ended: Ended) -> None:
+        if self._over:
+            return
+        self._over = True
+        self.pid = None
+        if self._stream is not None:
+            self.sandbox.release(self._stream)
+        reason = ended.reason()
+        self.proto.processExited(reason)
+        for channel in (STDOUT, STDERR):
+            self.proto.childConnectionLost(channel)
+        self.proto.processEnded(reason)
+        self.ended.callback(None)
+
+    # the protocol's side: IProcessTransport
+
+    def writeToChild(self, childFD: int, data: bytes) -> None:  # noqa: N802, N803
+        if childFD != 0:
+            raise KeyError(childFD)
+        self.write(data)
+
+    def write(self, data: bytes) -> None:
+        if not self._stdin_open:
+            return
+        if self._stream is None:
+            self._written += data
+        else:
+            self._stream.write(data)
+
+    def writeSequence(self, data: Sequence[bytes]) -> None:  # noqa: N802
+        self.write(b"".join(data))
+
+    def closeChildFD(self, descriptor: int) -> None:  # noqa: N802
+        if descriptor == 0:
+            self.closeStdin()
+        else:
+            self._closed.add(descriptor)
+
+    def closeStdin(self) -> None:  # noqa: N802
+        if self._stdin_open and self._stream is not None:
+            self._stream.close_write()
+        self._stdin_open = False
+
+    def closeStdout(self) -> None:  # noqa: N802
+        self._closed.add(STDOUT)
+
+    def closeStderr(self) -> None:  # noqa: N802
+        self._closed.add(STDERR)
+
+    def loseConnection(self) -> None:  # noqa: N802
+        """No more input and no more output; the end is still told."""
+        self.closeStdin()
+        self._closed |= {STDOUT, STDERR}
+
+    def signalProcess(self, signalID: str | int) -> None:  # noqa: N802, N803
+        """Signal the command's process group; ``KILL`` kills everything that the build runs."""
+        if self._over:
+            raise error.ProcessExitedAlready()
+        number = _signal_number(signalID)
+        self._signalled = number
+        if number == signal.SIGKILL:
+            self._kill()
+        elif self.pid is not None:
+            name = signal.Signals(number).name.removeprefix("SIG")
+            sending = defer.ensureDeferred(self.sandbox.signal(name, -self.pid))
+            sending.addErrback(log.err, f"sandbox {self.sandbox.id}: could not send SIG{name}")
+
+    def _kill(self) -> None:
+        """Everything dies, also what has left the session; then the streams end by themselves."""
+        killing = defer.ensureDeferred(self.sandbox.kill_all())
+        killing.addCallback(lambda _: self._end_soon(Ended(signal=int(signal.SIGKILL))))
+        killing.addErrback(log.err, f"sandbox {self.sandbox.id}: could not kill a command")
+
+    def _end_soon(self, ended: Ended) -> None:
+        """All is dead: what it had written is on its way, but is not waited for long."""
+        if not self._over:
+            self.sandbox.reactor.callLater(_TAIL_SECONDS, self._end, ended)
+
+    def resize(self, rows: int, columns: int) -> defer.Deferred[None]:
+        """Tell the command's terminal its size."""
+        return defer.ensureDeferred(self.sandbox.engine.resize(self._exec_id, rows, columns))
+
+    # back-pressure: IPushProducer for the output, IConsumer for the input
+
+    def pauseProducing(self) -> None:  # noqa: N802
+        self._paused = True
+        if self._stream is not None:
+            self._stream.pause()
+
+    def resumeProducing(self) -> None:  # noqa: N802
+        self._paused = False
+        if self._stream is not None and not self._over:
+            self._stream.resume()
+
+    def stopProducing(self) -> None:  # noqa: N802
+        self.loseConnection()
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:  # noqa: N802
+        if self._stream is not None:
+            self._stream.register_producer(producer, streaming)
+
+    def unregisterProducer(self) -> None:  # noqa: N802
+        if self._stream is not None:
+            self._stream.unregister_producer()
+
+    def getPeer(self) -> str:  # noqa: N802
+        return self.sandbox.id
+
+    def getHost(self) -> str:  # noqa: N802
+        return self.sandbox.id
+
+
+@implementer(interfaces.IConsumer)
+class _Consumer:
+    """A stream's input, for Twisted's ``FileSender``."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, data: bytes) -> None:
+        self._stream.write(data)
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:  # noqa: N802
+        self._stream.register_producer(producer, streaming)
+
+    def unregisterProducer(self) -> None:  # noqa: N802
+        self._stream.unregister_producer()
+
+
+def _length(file: Any) -> int:
+    here = file.tell()
+    end: int = file.seek(0, io.SEEK_END)
+    file.seek(here)
+    return end - here
+
+
+def _number(text: str) -> int:
+    """What our shell lines gave as a number; a build that fakes it gets one that fails."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 2**31 - 1
+
+
+def _signal_number(signal_id: str | int) -> int:
+    if isinstance(signal_id, int):
+        return signal_id
+    return int(signal.Signals["SIG" + signal_id.removeprefix("SIG")])
+
+
+@attrs.frozen
+class Completed:
+    """A finished command: its output as far as it was kept, and its exit code (-1: a signal)."""
+
+    stdout: bytes
+    stderr: bytes
+    exit_code: int
+
+
+class _Collector(ProcessProtocol):
+    """Keeps a small command's output, up to a limit; more than that is cut off."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._output = {STDOUT: bytearray(), STDERR: bytearray()}
+        self.completed: defer.Deferred[Completed] = defer.Deferred()
+
+    def connectionMade(self) -> None:  # noqa: N802
+        self.transport.closeStdin()  # type: ignore[union-attr]
+
+    def childDataReceived(self, childFD: int, data: bytes) -> None:  # noqa: N802, N803
+        kept = self._output[childFD]
+        kept += data[: self._limit - len(kept)]
+
+    def outReceived(self, data: bytes) -> None:  # noqa: N802
+        self.childDataReceived(STDOUT, data)
+
+    def errReceived(self, data: bytes) -> None:  # noqa: N802
+        self.childDataReceived(STDERR, data)
+
+    def processEnded(self, reason: Failure) -> None:  # noqa: N802
+        code = getattr(reason.value, "exitCode", None)
+        output = self._output
+        self.completed.callback(
+            Completed(bytes(output[STDOUT]), bytes(output[STDERR]), -1 if code is None else code)
+        )
+
+
+def spawn_process(
+    sandbox: Sandbox,
+    protocol: ProcessProtocol,
+    argv: Sequence[str],
+    environ: Mapping[str, str] | None = None,
+    directory: str = "/",
+    *,
+    tty: bool = False,
+    stdin: Any = None,
+) -> SandboxProcess:
+    """Twisted's ``spawnProcess``, inside a sandbox.
+
+    ``environ``: exactly what the process sees; None for the sandbox's minimal one.
+    ``directory``: where it starts; made if it is not there.
+    ``stdin``: a seekable file that is sent as the process's input, streamed.
+    """
+    process = SandboxProcess(sandbox, protocol, argv, environ, directory, tty=tty, stdin=stdin)
+    process.start()
+    return process
+
+
+def run(
+    sandbox: Sandbox,
+    argv: Sequence[str],
+    *,
+    directory: str = "/",
+    stdin: Any = None,
+    limit: int = 1024 * 1024,
+) -> defer.Deferred[Completed]:
+    """Run a small command of ours to its end; ``limit`` bytes of each output are kept."""
+    collector = _Collector(limit)
+    spawn_process(sandbox, collector, argv, None, directory, stdin=stdin)
+    return collector.completed

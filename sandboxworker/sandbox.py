@@ -1,0 +1,467 @@
+"""One container's life: created, verified, started, used once, destroyed and proved gone."""
+
+from __future__ import annotations
+
+import enum
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+from twisted.internet import defer, task
+
+from sandboxworker.audit import Audit, Event, unheard
+from sandboxworker.conformance import deviations
+from sandboxworker.engine.interface import (
+    Created,
+    Engine,
+    ExecRequest,
+    Stream,
+    StreamReceiver,
+    Usage,
+)
+from sandboxworker.engine.uids import UidRange
+from sandboxworker.errors import (
+    EngineError,
+    EngineRefused,
+    ExecFailed,
+    NoFreeUid,
+    NotConformant,
+    NotDestroyed,
+    SandboxGone,
+)
+from sandboxworker.spec import ContainerSpec, Identity, create_body, exec_environ
+
+LABEL = "sandboxworker"
+_CONFLICT = 409
+
+#: Seconds within which a destroyed container must be confirmed gone.
+DESTROY_DEADLINE = 30.0
+#: Seconds for one attempt to kill every process of a build, and how many attempts.
+#: Under a fork bomb at the pids limit one took 0.7 s.
+KILL_DEADLINE = 10.0
+KILL_ATTEMPTS = 5
+#: Seconds for the exit code to be known after a command's stream has ended.
+STATUS_DEADLINE = 5.0
+#: Seconds past `max_runtime` after which a sandbox is destroyed whatever its build does.
+DEADLINE_GRACE = 30.0
+#: Names that another master's sandbox may hold before we give up.
+_UID_ATTEMPTS = 32
+
+
+class State(enum.Enum):
+    """Where a sandbox is in its life."""
+
+    NEW = "new"
+    CREATED = "created"
+    READY = "ready"
+    LOST = "lost"
+    DESTROYING = "destroying"
+    GONE = "gone"
+    STUCK = "stuck"
+
+
+_TRANSITIONS = {
+    State.NEW: {State.CREATED, State.DESTROYING},
+    State.CREATED: {State.READY, State.LOST, State.DESTROYING},
+    State.READY: {State.LOST, State.DESTROYING},
+    State.LOST: {State.DESTROYING},
+    # Stuck: the engine did not confirm in time; asked again, it may yet.
+    State.DESTROYING: {State.GONE, State.STUCK},
+    State.STUCK: {State.DESTROYING},
+    State.GONE: set(),
+}
+
+
+@attrs.frozen
+class Owner:
+    """Whose sandbox it is, for labels and messages.
+
+    ``master``: this master's persisted unique id.
+    """
+
+    master: str
+    worker: str = ""
+
+
+def _nobody(*_: Any) -> None:
+    return None
+
+
+class Sandbox:
+    """One locked-down container.
+
+    ``on_lost(reason)`` is called when it ends without being asked to;
+    ``on_deadline()`` when ``max_runtime`` is over, `DEADLINE_GRACE` seconds before it is
+    destroyed regardless.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        uids: UidRange,
+        spec: ContainerSpec,
+        owner: Owner,
+        reactor: Any,
+        audit: Audit = unheard,
+    ) -> None:
+        self.id = secrets.token_hex(8)
+        self.engine = engine
+        self.spec = spec
+        self.owner = owner
+        self.reactor = reactor
+        self.state = State.NEW
+        self.on_lost: Callable[[Exception], None] = _nobody
+        self.on_deadline: Callable[[], None] = _nobody
+        self._uids = uids
+        self._audit = audit
+        self._identity: Identity | None = None
+        self._container: str | None = None
+        self._keeper: Stream | None = None
+        self._streams: dict[Stream, StreamReceiver] = {}
+        self._timer: Any = None
+        self._starting: defer.Deferred[None] | None = None
+        self._destroying: defer.Deferred[Exception | None] | None = None
+        self._lost: Exception | None = None
+
+    def __repr__(self) -> str:
+        return f"<Sandbox {self.id} {self.state.value}>"
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether commands can be run in it now."""
+        return self.state is State.READY
+
+    @property
+    def container(self) -> str | None:
+        """The engine's id of the container, once there is one."""
+        return self._container
+
+    @property
+    def identity(self) -> Identity:
+        """Its name, user and labels; only once it is created."""
+        if self._identity is None:
+            raise SandboxGone(self.id, self.state.value)
+        return self._identity
+
+    def _move(self, state: State, **fields: Any) -> None:
+        """The only way from one state to another."""
+        if state not in _TRANSITIONS[self.state]:
+            raise AssertionError(f"sandbox {self.id}: {self.state.value} -> {state.value}")
+        self.state = state
+        self._audit(
+            Event(
+                f"sandbox.{state.value}",
+                self.id,
+                {
+                    "worker": self.owner.worker,
+                    "engine": self.engine.name,
+                    "container": self._container,
+                    **fields,
+                },
+            )
+        )
+
+    # start
+
+    def start(self) -> defer.Deferred[None]:
+        """Create, verify and start; ready for commands when the result fires.
+
+        On any failure its destruction is under way when the error is given.
+        """
+        self._starting = defer.ensureDeferred(self._start())
+        return self._starting
+
+    async def _start(self) -> None:
+        try:
+            created = await self._create()
+            self._move(State.CREATED, spec=self.spec.digest)
+            await self._verify(created)
+            self._keeper = await self.engine.attach(created.id, _Keeper(self))
+            await self.engine.start(created.id)
+            self._start_clock()
+            if self._lost is not None:
+                raise self._lost
+            self._move(State.READY)
+        except BaseException:
+            self._starting = None
+            self.destroy().addErrback(_nobody)  # `State.STUCK` has told the audit log.
+            raise
+
+    async def _create(self) -> Created:
+        for _ in range(_UID_ATTEMPTS):
+            identity = self._new_identity()
+            try:
+                created = await self.engine.create(identity.name, create_body(self.spec, identity))
+            except EngineRefused as error:
+                self._give_back_uid()
+                if error.status != _CONFLICT:
+                    raise
+                continue  # Another master's sandbox has this uid.
+            self._container = created.id
+            return created
+        raise NoFreeUid(self.engine.name, _UID_ATTEMPTS)
+
+    def _new_identity(self) -> Identity:
+        labels = (
+            (f"{LABEL}.master", self.owner.master),
+            (f"{LABEL}.worker", self.owner.worker),
+            (f"{LABEL}.sandbox", self.id),
+            (f"{LABEL}.spec", self.spec.digest),
+            (f"{LABEL}.deadline", str(int(self._hard_deadline()))),
+        )
+        if self.spec.user != "auto":
+            uid, gid = map(int, self.spec.user.split(":"))
+            self._identity = Identity(f"sandboxworker-{self.id}", uid, gid, labels)
+            return self._identity
+        own = self._uids.take()
+        if own is None:
+            raise NoFreeUid(self.engine.name, 0)
+        # The name makes the engine itself refuse a second sandbox with this uid.
+        self._identity = Identity(f"sandboxworker-{own}", own, own, labels)
+        return self._identity
+
+    def _hard_deadline(self) -> float:
+        return float(self.reactor.seconds() + self.spec.max_runtime + 2 * DEADLINE_GRACE)
+
+    def _give_back_uid(self) -> None:
+        if self.spec.user == "auto" and self._identity is not None:
+            self._uids.give_back(self._identity.uid)
+        self._identity = None
+
+    async def _verify(self, created: Created) -> None:
+        inspected = await self.engine.inspect(created.id)
+        body = create_body(self.spec, self.identity)
+        found = deviations(body, inspected or {}, created.warnings)
+        if found:
+            raise NotConformant(self.engine.name, map(str, found))
+
+    def _require(self, *states: State) -> None:
+        if self.state not in states:
+            raise SandboxGone(self.id, self.state.value)
+
+    # deadline
+
+    def _start_clock(self) -> None:
+        self._timer = self.reactor.callLater(self.spec.max_runtime, self._deadline)
+
+    def _deadline(self) -> None:
+        self._timer = self.reactor.callLater(DEADLINE_GRACE, self.destroy)
+        self._audit(Event("sandbox.deadline", self.id, {"seconds": self.spec.max_runtime}))
+        self.on_deadline()
+
+    def _stop_clock(self) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._timer = None
+
+    # use
+
+    async def exec(
+        self,
+        argv: tuple[str, ...],
+        receiver: StreamReceiver,
+        *,
+        environ: dict[str, str] | None = None,
+        tty: bool = False,
+        stdin: bool = False,
+    ) -> tuple[str, Stream]:
+        """Run a command as the build's user from ``/``: its exec id and its stream.
+
+        ``environ``: exactly what the process sees; None for the sandbox's minimal one.
+        """
+        self._require(State.READY)
+        lines = () if environ is None else tuple(exec_environ(self.spec, environ))
+        request = ExecRequest(argv, self.identity.user, lines, tty, stdin)
+        exec_id, stream = await self.engine.exec(str(self._container), request, receiver)
+        if self.state is not State.READY:
+            stream.abort()
+            raise SandboxGone(self.id, self.state.value)
+        self._streams[stream] = receiver
+        return exec_id, stream
+
+    def release(self, stream: Stream) -> None:
+        """A command's stream is over: close it and forget it."""
+        self._streams.pop(stream, None)
+        stream.abort()
+
+    async def kill_all(self) -> None:
+        """Kill every process of the build at once, wherever it hides; the keeper stays.
+
+        One ``kill -9 -1`` is atomic against forks (kernel: ``kill(2)``, "If pid equals -1"),
+        so it needs no second look, only to be started, which a fork bomb can hinder.
+        Where it cannot be started the sandbox is lost and destroyed.
+        """
+        reason: Exception = ExecFailed(self.id, "its processes could not be killed")
+        for _ in range(KILL_ATTEMPTS):
+            try:
+                # 1: there was nobody left to kill.
+                if await self.signal("KILL", -1) in (0, 1):
+                    return
+            except (SandboxGone, defer.CancelledError):
+                return
+            except EngineError as error:
+                reason = error
+            await task.deferLater(self.reactor, 0.2, _nobody)
+        self.lose(reason)
+
+    async def signal(self, name: str, pid: int) -> int | None:
+        """Send a signal to a process (-1: all, other negatives: a group); kill's exit code."""
+        over: defer.Deferred[None] = defer.Deferred()
+        over.addTimeout(KILL_DEADLINE, self.reactor)
+        # Not "kill -s NAME -- PID": busybox knows no "--" there, and dash needs it.
+        argv = ("/bin/sh", "-c", 'kill "-$1" "$2"', "sh", name, str(pid))
+        exec_id, stream = await self.exec(argv, _Waiter(over))
+        try:
+            await over
+        except defer.TimeoutError:
+            raise ExecFailed(self.id, f"no answer to SIG{name} for {KILL_DEADLINE:g} s") from None
+        finally:
+            self.release(stream)
+        return await self.exec_status(exec_id)
+
+    async def exec_status(self, exec_id: str) -> int | None:
+        """The exit code of a command whose stream has ended; None if the engine does not know.
+
+        The engine closes the stream a moment before it notes the exit code.
+        """
+        pause, give_up = 0.005, self.reactor.seconds() + STATUS_DEADLINE
+        status = await self.engine.exec_status(exec_id)
+        while status is None and self.reactor.seconds() < give_up:
+            await task.deferLater(self.reactor, pause, _nobody)
+            pause = min(pause * 2, 0.5)
+            status = await self.engine.exec_status(exec_id)
+        return status
+
+    async def usage(self) -> Usage:
+        """What the sandbox has used so far, from the engine; nothing when it does not say."""
+        try:
+            self._require(State.READY)
+            return await self.engine.usage(str(self._container))
+        except EngineError:
+            return Usage()
+
+    def lose(self, reason: Exception) -> None:
+        """It ended, or cannot be used any more, without our asking: tell, and clean up."""
+        if self.state not in (State.CREATED, State.READY):
+            return
+        was_ready = self.state is State.READY
+        self._lost = reason
+        self._move(State.LOST, reason=str(reason))
+        if was_ready:
+            self.on_lost(reason)
+            self.destroy().addErrback(_nobody)
+
+    # destroy
+
+    def destroy(self) -> defer.Deferred[None]:
+        """End the sandbox and have the engine confirm that it is gone.
+
+        May be called at any time and any number of times; ends within `DESTROY_DEADLINE`
+        seconds and the engine's call deadline.
+        Fails with `NotDestroyed` if the engine does not confirm; a further call tries again.
+        """
+        if self._destroying is None or self.state is State.STUCK:
+            self._destroying = defer.ensureDeferred(self._destroy())
+        return _follow(self._destroying)
+
+    async def _destroy(self) -> Exception | None:
+        self._stop_clock()
+        if self._starting is not None and not self._starting.called:
+            await _settled(self._starting)
+            self._stop_clock()
+        self._move(State.DESTROYING)
+        self._shut_streams()
+        try:
+            await self._remove()
+        except NotDestroyed as error:
+            self._move(State.STUCK, reason=str(error))
+            return error
+        self._give_back_uid()
+        self._move(State.GONE)
+        return None
+
+    def _shut_streams(self) -> None:
+        """First of all: an unread stream makes the engine's own kill and remove hang."""
+        if self._keeper is not None:
+            self._keeper.abort()
+            self._keeper = None
+        streams, self._streams = self._streams, {}
+        for stream, receiver in streams.items():
+            stream.abort()
+            receiver.stream_ended(SandboxGone(self.id, self.state.value))
+
+    async def _remove(self) -> None:
+        """Ask until the engine says that there is no such container."""
+        give_up = self.reactor.seconds() + DESTROY_DEADLINE
+        pause, reason = 0.01, "it is still there"
+        while self.reactor.seconds() < give_up:
+            try:
+                for container in await self._containers():
+                    await self.engine.remove(container)
+                if not await self._containers():
+                    return
+            except EngineError as error:
+                reason = str(error)
+            await task.deferLater(self.reactor, pause, _nobody)
+            pause = min(pause * 2, 1.0)
+        raise NotDestroyed(self.id, self._container or "", self.engine.name, reason)
+
+    async def _containers(self) -> list[str]:
+        """Our container; found by label where a create call's own answer was lost."""
+        if self._container is None:
+            labels = {f"{LABEL}.sandbox": self.id}
+            return [found.id for found in await self.engine.list(labels)]
+        found = await self.engine.inspect(self._container)
+        return [] if found is None else [self._container]
+
+
+class _Keeper:
+    """Hears the keeper's stream: it must not end while the sandbox lives."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+
+    def stream_received(self, channel: int, data: bytes) -> None:
+        """The keeper says nothing."""
+
+    def stream_ended(self, reason: Exception | None) -> None:
+        self._sandbox.lose(SandboxGone(self._sandbox.id, f"ended ({reason or 'keeper gone'})"))
+
+
+class _Waiter:
+    """Waits for a stream's end; what it says does not matter."""
+
+    def __init__(self, over: defer.Deferred[None]) -> None:
+        self._over = over
+
+    def stream_received(self, channel: int, data: bytes) -> None:
+        """Ignored."""
+
+    def stream_ended(self, reason: Exception | None) -> None:
+        if not self._over.called:
+            self._over.callback(None)
+
+
+def _follow(leader: defer.Deferred[Exception | None]) -> defer.Deferred[None]:
+    """A Deferred of one's own that ends as ``leader`` does; there may be many of them."""
+    follower: defer.Deferred[None] = defer.Deferred()
+
+    def tell(error: Exception | None) -> Exception | None:
+        follower.callback(None) if error is None else follower.errback(error)
+        return error
+
+    leader.addCallback(tell)
+    return follower
+
+
+async def _settled(other: defer.Deferred[None]) -> None:
+    """Wait until another Deferred has ended, however it ended."""
+    over: defer.Deferred[None] = defer.Deferred()
+
+    def tell(result: Any) -> Any:
+        over.callback(None)
+        return result
+
+    other.addBoth(tell)
+    await over

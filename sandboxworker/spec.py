@@ -1,0 +1,335 @@
+"""From a policy to exactly what is asked of the engine.
+
+Pure: a policy, the facts of an image and a seccomp profile give a `ContainerSpec`;
+the spec and an `Identity` give the create request.
+Everything in a spec is the same for every sandbox of that policy (its digest names it);
+everything that tells one sandbox from another is in the `Identity`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from sandboxworker.errors import ImageRefused
+from sandboxworker.policy import KEEPER_UID, SandboxPolicy
+from sandboxworker.seccomp import Profile
+
+#: The uids (and gids) of living sandboxes under ``user="auto"``.
+#: Our images carry passwd entries for them.
+UID_RANGE = range(20000, 20512)
+
+SECRETS_PATH = "/run/secrets"
+DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
+HOSTNAME = "sandbox"
+
+#: PID 1. It waits for the end of its stdin, which the master's side holds open: when the master
+#: goes, for whatever reason, the sandbox goes. It reaps orphans meanwhile.
+#: The exit code is ours, so that an end of file is told apart from everything else.
+KEEPER_EXIT = 97
+KEEPER = f"until cat >/dev/null; do :; done; exit {KEEPER_EXIT}"
+
+#: Beyond Docker's own list: what tells about the host (docs/containment.md).
+MASKED_PATHS = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/bus",
+    "/proc/cmdline",
+    "/proc/config.gz",
+    "/proc/driver",
+    "/proc/fs",
+    "/proc/interrupts",
+    "/proc/irq",
+    "/proc/kallsyms",
+    "/proc/kcore",
+    "/proc/key-users",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/modules",
+    "/proc/partitions",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/swaps",
+    "/proc/sysrq-trigger",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/block",
+    "/sys/bus",
+    "/sys/class",
+    "/sys/dev",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+    "/sys/fs/bpf",
+    "/sys/hypervisor",
+    "/sys/kernel",
+    "/sys/module",
+    "/sys/power",
+)
+READONLY_PATHS = ("/proc/sys",)
+
+#: Image variables that would change what a shell or the dynamic linker does.
+_UNSAFE_VARIABLE = re.compile(
+    r"LD_.*|ENV|BASH_ENV|BASH_FUNC.*|BASHOPTS|SHELLOPTS|IFS|CDPATH|PS4|PROMPT_COMMAND|HOSTNAME"
+)
+
+
+@attrs.frozen
+class ImageFacts:
+    """What the engine knows of an image, as far as it matters here.
+
+    ``id``: the image's own id (``sha256:…``); ``digest``: of the registry it came from, if any.
+    """
+
+    reference: str
+    id: str
+    digest: str | None = None
+    env: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
+    os: str = "linux"
+    architecture: str = ""
+
+    def faults(self) -> tuple[str, ...]:
+        """What in the image would open the sandbox."""
+        volumes = ", ".join(self.volumes)
+        return (f"it declares volumes, which would be unbounded disk: {volumes}",) * bool(volumes)
+
+
+@attrs.frozen
+class Tmpfs:
+    """One bounded file system in memory. ``size`` in bytes, ``mode`` in octal text."""
+
+    path: str
+    size: int
+    inodes: int
+    executable: bool
+    mode: str
+
+    def options(self, uid: int, gid: int) -> str:
+        # uid and gid carry the protection: runc resets the mode where the mount point
+        # exists in the image.
+        exec_flag = "exec" if self.executable else "noexec"
+        return (
+            f"rw,nosuid,nodev,{exec_flag},size={self.size},nr_inodes={self.inodes},"
+            f"mode={self.mode},uid={uid},gid={gid}"
+        )
+
+
+@attrs.frozen
+class ContainerSpec:
+    """Exactly what a sandbox of one policy is; equal specs are interchangeable.
+
+    Sizes in bytes, ``cpus`` in cores, ``max_runtime`` in seconds.
+    """
+
+    image: str
+    image_id: str
+    user: str
+    cpus: float
+    memory: int
+    pids: int
+    tmpfs: tuple[Tmpfs, ...]
+    shm: int
+    nofile: int
+    memlock: int
+    core: int
+    max_runtime: int
+    workspace: str
+    environ: tuple[tuple[str, str], ...]
+    removed_environ: tuple[str, ...]
+    seccomp: Profile
+    runtime: str | None
+    keeper: str = KEEPER
+    keeper_uid: int = KEEPER_UID
+    masked_paths: tuple[str, ...] = MASKED_PATHS
+    readonly_paths: tuple[str, ...] = READONLY_PATHS
+
+    def canonical_json(self) -> str:
+        """One line of JSON that is the same for equal specs; the profile stands as its digest."""
+        fields = attrs.asdict(self)
+        fields["seccomp"] = {"name": self.seccomp.name, "digest": self.seccomp.digest}
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"))
+
+    @property
+    def digest(self) -> str:
+        """``sha256:…`` over `canonical_json`."""
+        return "sha256:" + hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+
+@attrs.frozen
+class Identity:
+    """What tells one sandbox from all others: its name, its user, its labels."""
+
+    name: str
+    uid: int
+    gid: int
+    labels: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def user(self) -> str:
+        return f"{self.uid}:{self.gid}"
+
+
+def build_spec(policy: SandboxPolicy, image: ImageFacts, profile: Profile) -> ContainerSpec:
+    """The spec of every sandbox under this policy.
+
+    Raises `PolicyError` for a policy with faults and `ImageRefused` for an image with faults.
+    """
+    policy.require_valid()
+    if image.faults():
+        raise ImageRefused(image.reference, image.faults())
+    image_environ = _parse_environ(image.env)
+    return ContainerSpec(
+        image=policy.image,
+        image_id=image.id,
+        user=policy.user,
+        cpus=policy.cpus,
+        memory=policy.cgroup_memory,
+        pids=policy.pids,
+        tmpfs=_tmpfs(policy),
+        shm=policy.shm,
+        nofile=policy.nofile,
+        memlock=policy.memlock,
+        core=policy.core,
+        max_runtime=policy.max_runtime,
+        workspace=policy.workspace,
+        environ=tuple(sorted(_environ(policy, image_environ).items())),
+        removed_environ=tuple(sorted(set(image_environ) - {"PATH"})),
+        seccomp=profile,
+        runtime=policy.runtime,
+    )
+
+
+def _tmpfs(policy: SandboxPolicy) -> tuple[Tmpfs, ...]:
+    return (
+        Tmpfs(policy.workspace, policy.disk, policy.disk_inodes, executable=True, mode="0755"),
+        # Compilers and configure scripts run what they put into /tmp.
+        Tmpfs("/tmp", policy.tmp, policy.disk_inodes, executable=True, mode="1777"),  # noqa: S108
+        Tmpfs(SECRETS_PATH, policy.secrets_size, 1024, executable=False, mode="0700"),
+    )
+
+
+def _parse_environ(lines: Iterable[str]) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+def _environ(policy: SandboxPolicy, image: Mapping[str, str]) -> dict[str, str]:
+    """What a step's environment starts from: the image's, then ours, then the policy's."""
+    safe = {name: value for name, value in image.items() if not _UNSAFE_VARIABLE.fullmatch(name)}
+    ours = {"HOME": policy.workspace, "LANG": "C.UTF-8"}
+    return {"PATH": DEFAULT_PATH, **safe, **ours, **policy.env}
+
+
+def create_body(spec: ContainerSpec, identity: Identity) -> dict[str, Any]:
+    """The engine's create request (Docker Engine API, ``ContainerCreate``).
+
+    Every field that could open the sandbox is stated, also where the engine's default would do.
+    """
+    return {
+        "Image": spec.image_id,
+        "User": f"{spec.keeper_uid}:{spec.keeper_uid}",
+        "Entrypoint": ["/bin/sh", "-c", spec.keeper],
+        "Cmd": [],
+        "Env": _keeper_environ(spec),
+        "WorkingDir": "/",
+        "Hostname": HOSTNAME,
+        "Domainname": "",
+        "Labels": dict(identity.labels),
+        "Healthcheck": {"Test": ["NONE"]},
+        "StopSignal": "SIGKILL",
+        "Tty": False,
+        "OpenStdin": True,
+        "StdinOnce": True,
+        "AttachStdin": True,
+        "AttachStdout": True,
+        "AttachStderr": False,
+        "NetworkDisabled": True,
+        "HostConfig": {
+            **_isolation(spec),
+            **_limits(spec),
+            "Tmpfs": {
+                mount.path: mount.options(identity.uid, identity.gid) for mount in spec.tmpfs
+            },
+            "AutoRemove": True,
+            "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
+            # The keeper prints nothing, and nothing of a build belongs on the host's disk.
+            "LogConfig": {"Type": "none", "Config": {}},
+            **({"Runtime": spec.runtime} if spec.runtime else {}),
+        },
+    }
+
+
+def _keeper_environ(spec: ContainerSpec) -> list[str]:
+    """The environment that every exec starts from: minimal, the image's own removed.
+
+    A name without ``=`` removes that variable (Engine API, ``ContainerConfig.Env``).
+    """
+    path = dict(spec.environ)["PATH"]
+    return [f"PATH={path}", f"HOME={spec.workspace}", "LANG=C.UTF-8", *spec.removed_environ]
+
+
+def _isolation(spec: ContainerSpec) -> dict[str, Any]:
+    return {
+        "Privileged": False,
+        "CapAdd": [],
+        "CapDrop": ["ALL"],
+        "SecurityOpt": ["no-new-privileges:true", f"seccomp={spec.seccomp.text}"],
+        "ReadonlyRootfs": True,
+        "NetworkMode": "none",
+        "IpcMode": "private",
+        "PidMode": "",
+        "UTSMode": "",
+        "UsernsMode": "",
+        "CgroupnsMode": "private",
+        "Binds": [],
+        "Mounts": [],
+        "VolumesFrom": [],
+        "Devices": [],
+        "DeviceRequests": [],
+        "DeviceCgroupRules": [],
+        "GroupAdd": [],
+        "Links": [],
+        "ExtraHosts": [],
+        "PortBindings": {},
+        "PublishAllPorts": False,
+        "CgroupParent": "",
+        "MaskedPaths": list(spec.masked_paths),
+        "ReadonlyPaths": list(spec.readonly_paths),
+        # Without it network "none" has no ::1, which test suites miss.
+        "Sysctls": {"net.ipv6.conf.all.disable_ipv6": "0"},
+    }
+
+
+def _limits(spec: ContainerSpec) -> dict[str, Any]:
+    return {
+        "Memory": spec.memory,
+        "MemorySwap": spec.memory,
+        "OomKillDisable": False,
+        "OomScoreAdj": 500,
+        "NanoCpus": round(spec.cpus * 1_000_000_000),
+        "PidsLimit": spec.pids,
+        "ShmSize": spec.shm,
+        "Ulimits": [
+            _ulimit("core", spec.core),
+            _ulimit("memlock", spec.memlock),
+            _ulimit("nofile", spec.nofile),
+        ],
+    }
+
+
+def _ulimit(name: str, value: int) -> dict[str, Any]:
+    return {"Name": name, "Soft": value, "Hard": value}
+
+
+def exec_environ(spec: ContainerSpec, environ: Mapping[str, str]) -> Sequence[str]:
+    """The ``Env`` of an exec whose process shall see exactly ``environ``.
+
+    The engine starts from the container's own; what is not wanted is removed by its bare name.
+    """
+    inherited = {line.split("=", 1)[0] for line in _keeper_environ(spec) if "=" in line}
+    wanted = [f"{name}={value}" for name, value in environ.items()]
+    return [*wanted, *sorted((inherited | {"HOSTNAME"}) - set(environ))]
