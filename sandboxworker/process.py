@@ -179,6 +179,11 @@ class SandboxProcess:
         running = defer.ensureDeferred(self._run())
         running.addErrback(log.err, f"sandbox {self.sandbox.id}: command failed to run")
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the end has been told."""
+        return self._over
+
     async def _run(self) -> None:
         stdin, size = self._whole_stdin()
         streaming = stdin is None and self._stdin_open
@@ -218,7 +223,9 @@ class SandboxProcess:
         self._give(STDERR, f"sandboxworker: {reason}\n".encode())
         if not isinstance(reason, (EngineRefused, SandboxGone)):
             self.sandbox.lose(reason)
-        self._end(Ended(exit_code=126) if isinstance(reason, EngineRefused) else Ended())
+        ended = Ended(exit_code=126) if isinstance(reason, EngineRefused) else Ended()
+        # Not within the call that started it: nobody expects an end before a beginning.
+        self.sandbox.reactor.callLater(0, self._end, ended)
 
     # the engine's side (see `interface.StreamReceiver`)
 
@@ -322,6 +329,10 @@ class SandboxProcess:
         """No more input and no more output; the end is still told."""
         self.closeStdin()
         self._closed |= {STDOUT, STDERR}
+
+    def abandon(self) -> None:
+        """Take no more of its output and tell its end now; what still runs is left to itself."""
+        self._end(Ended())
 
     def signalProcess(self, signalID: str | int) -> None:  # noqa: N802, N803
         """Signal the command's process group; ``KILL`` kills everything that the build runs."""

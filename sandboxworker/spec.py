@@ -247,7 +247,9 @@ def create_body(spec: ContainerSpec, identity: Identity) -> dict[str, Any]:
         "AttachStdin": True,
         "AttachStdout": True,
         "AttachStderr": False,
-        "NetworkDisabled": True,
+        # Not true although there is no network: the engine would then give no /etc/hosts,
+        # and "localhost" would be unknown.
+        "NetworkDisabled": False,
         "HostConfig": {
             **_isolation(spec),
             **_limits(spec),
@@ -294,6 +296,9 @@ def _isolation(spec: ContainerSpec) -> dict[str, Any]:
         "GroupAdd": [],
         "Links": [],
         "ExtraHosts": [],
+        # Else the host's own resolv.conf is copied into the sandbox.
+        "Dns": ["127.0.0.1"],
+        "DnsSearch": ["."],
         "PortBindings": {},
         "PublishAllPorts": False,
         "CgroupParent": "",

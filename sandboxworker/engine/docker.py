@@ -255,7 +255,9 @@ class DockerEngine:
 
 async def _connected(endpoint: Any, stream: EngineStream, engine: str) -> EngineStream:
     try:
-        await endpoint.connect(Factory.forProtocol(lambda: stream))
+        factory = Factory.forProtocol(lambda: stream)
+        factory.noisy = False
+        await endpoint.connect(factory)
     except EngineError:
         raise
     except Exception as error:

@@ -1,0 +1,35 @@
+# `make` alone lists what there is.  ARGS goes to tox: make test ARGS="-e types,lint"
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+ARGS ?= $(TOXARGS)
+
+# Ends a recipe's first line: the commands after it speak to the engine that `make engine` names.
+with_engine = export DOCKER_HOST="$$(scripts/engine url)"
+
+.PHONY: help setup engine engine-stop images demo test clean
+
+help: ## list these targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+setup: ## install the Debian packages and the Python environment (.venv)
+	@scripts/setup
+
+engine: ## find or start a container engine; the last line is DOCKER_HOST=…
+	@scripts/engine start
+
+engine-stop: ## stop the private engine, if there is one
+	@scripts/engine stop
+
+images: setup engine ## make the images that are missing or outdated
+	@$(with_engine); .venv/bin/sandboxworker image build
+
+demo: images ## set everything up and build two pull requests, an honest and a hostile one
+	@$(with_engine); .venv/bin/python examples/demo.py
+
+test: images ## set everything up and run the whole test suite
+	@$(with_engine); .venv/bin/tox run $(ARGS)
+
+clean: ## undo all of it, the private engine included
+	@scripts/clean

@@ -1,0 +1,28 @@
+"""Buildbot's worker commands, carried out from outside the sandbox."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sandboxworker.commands.filesystem import (
+    MakeDirectory,
+    RemoveDirectory,
+    RemoveFile,
+    StatFile,
+)
+from sandboxworker.commands.shell import Shell
+from sandboxworker.commands.transfer import DownloadFile, UploadFile
+
+#: Every command that a sandbox carries out, by the name that the master uses.
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "shell": Shell,
+    "mkdir": MakeDirectory,
+    "rmdir": RemoveDirectory,
+    "rmfile": RemoveFile,
+    "stat": StatFile,
+    "uploadFile": UploadFile,
+    "upload_file": UploadFile,
+    "downloadFile": DownloadFile,
+    "download_file": DownloadFile,
+}

@@ -1,0 +1,97 @@
+"""Buildbot's worker commands, carried out from outside: the frame they stand in."""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+from collections.abc import Callable
+from typing import Any
+
+from buildbot_worker.pb import ProtocolCommandPb
+
+from sandboxworker.commands.budget import Budget
+from sandboxworker.sandbox import Sandbox
+
+ENCODING = "utf-8"
+
+# The buffering that Buildbot's own worker does (buildbot_worker.base.BotBase):
+# logs look and flow the same.
+_BUFFER_SIZE = 64 * 1024
+_BUFFER_SECONDS = 5
+_MAX_LINE_LENGTH = 4096
+_NEWLINE_RE = r"(\r\n|\r(?=.)|\033\[u|\033\[[0-9]+;[0-9]+[Hf]|\033\[2J|\x08+)"
+
+#: Arguments that the master leaves to the worker to expand ``~`` in.
+_HOME_ARGUMENTS = ("path", "workersrc", "workerdest")
+
+
+class SandboxCommand(ProtocolCommandPb):
+    """One command of the master's, with the sandbox to do it in.
+
+    Upstream's own class is made first: it refuses unknown names and missing arguments in its own
+    words, and joins the paths. Ours then takes the place of its command.
+    """
+
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        budget: Budget,
+        commands: dict[str, Callable[..., Any]],
+        *,
+        builddir: str,
+        on_complete: Callable[[], None],
+        name: str,
+        command_id: str,
+        args: dict[str, Any],
+        remote: Any,
+    ) -> None:
+        self.sandbox = sandbox
+        self.budget = budget
+        workspace = sandbox.spec.workspace
+        super().__init__(
+            ENCODING,
+            workspace,
+            posixpath.join(workspace, builddir),
+            _BUFFER_SIZE,
+            _BUFFER_SECONDS,
+            _MAX_LINE_LENGTH,
+            _NEWLINE_RE,
+            True,
+            on_complete,
+            lambda _: None,
+            name,
+            command_id,
+            args,
+            remote,
+        )
+        self.command = commands[name](self, command_id, args)
+
+    def protocol_args_setup(self, command: str, args: dict[str, Any]) -> None:
+        """Expand ``~`` as the sandbox would; upstream would take the master's home."""
+        for name in _HOME_ARGUMENTS:
+            if isinstance(args.get(name), str):
+                args[name] = self._expanded(args[name])
+        super().protocol_args_setup(command, args)
+
+    def _expanded(self, path: str) -> str:
+        if path != "~" and not path.startswith("~/"):
+            # No other user has a home here; and the master's users are none of the build's.
+            return posixpath.join(".", path) if path.startswith("~") else path
+        home = dict(self.sandbox.spec.environ)["HOME"]
+        return home + path[1:]
+
+
+_ERRNO_BY_MESSAGE = {os.strerror(number): number for number in errno.errorcode}
+
+
+def told_error(stderr: bytes) -> tuple[int, str]:
+    """The errno and its text from what a tool such as ``mkdir`` said: ``…: No such file …``.
+
+    ``EIO`` where it said nothing that is known.
+    """
+    for line in reversed(stderr.decode(ENCODING, "replace").splitlines()):
+        text = line.rpartition(": ")[2].strip()
+        if text in _ERRNO_BY_MESSAGE:
+            return _ERRNO_BY_MESSAGE[text], text
+    return errno.EIO, os.strerror(errno.EIO)

@@ -1,0 +1,64 @@
+"""How much a build may still write to its logs and take out as files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from sandboxworker.policy import SandboxPolicy, show_size
+
+
+@attrs.define
+class Budget:
+    """What is left of a policy's limits; counted as it arrives. ``step`` is the current one."""
+
+    policy: SandboxPolicy
+    step: Any = None
+    build_output: int = 0
+    step_output: int = 0
+    uploaded: int = 0
+    uploaded_files: int = 0
+
+    def enter(self, step: Any) -> None:
+        """A command of this step begins."""
+        if step is not self.step:
+            self.step, self.step_output = step, 0
+
+    def output(self, size: int) -> str | None:
+        """Count bytes of log; what to tell when a limit is passed."""
+        self.step_output += size
+        self.build_output += size
+        if self.step_output > self.policy.max_step_output:
+            return _passed("this step wrote", "max_step_output", self.policy.max_step_output)
+        if self.build_output > self.policy.max_output:
+            return _passed("this build wrote", "max_output", self.policy.max_output)
+        return None
+
+    def upload_file(self) -> str | None:
+        """Count a file taken out; what to tell when there were too many."""
+        self.uploaded_files += 1
+        if self.uploaded_files > self.policy.max_upload_files:
+            return (
+                f"sandboxworker: upload refused: more than {self.policy.max_upload_files} files "
+                "in this build; the limit is the policy's max_upload_files"
+            )
+        return None
+
+    def upload(self, size: int) -> str | None:
+        """Count bytes taken out; what to tell when there were too many."""
+        self.uploaded += size
+        if self.uploaded > self.policy.max_upload:
+            limit = show_size(self.policy.max_upload)
+            return (
+                f"sandboxworker: upload refused: more than {limit} in this build; "
+                "the limit is the policy's max_upload"
+            )
+        return None
+
+
+def _passed(who: str, field: str, limit: int) -> str:
+    return (
+        f"sandboxworker: output limit reached: {who} more than {show_size(limit)} of log; "
+        f"the limit is the policy's {field}"
+    )

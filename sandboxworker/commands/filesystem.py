@@ -1,0 +1,126 @@
+"""``mkdir``, ``rmdir``, ``rmfile``, ``stat``: the image's own tools, in Buildbot's words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from buildbot_worker.commands import fs
+from buildbot_worker.commands.base import Command
+from twisted.internet import defer
+
+from sandboxworker.commands.base import told_error
+from sandboxworker.commands.shell import SandboxRunProcess
+from sandboxworker.process import Completed, run
+
+
+class _Tool(Command):
+    """A command that is one small tool's work."""
+
+    header = ""
+
+    def start(self) -> defer.Deferred[None]:
+        return defer.ensureDeferred(self.work())
+
+    async def work(self) -> None:
+        """Do it, and send the result."""
+        raise NotImplementedError
+
+    async def tool(self, *argv: str) -> Completed:
+        return await run(self.protocol_command.sandbox, argv)
+
+    def failed(self, path: str, completed: Completed) -> None:
+        """Upstream's answer to an ``OSError``: its text in the header, its errno as the code."""
+        number, text = told_error(completed.stderr)
+        self.sendStatus([("header", f"{self.header}: {text}: {path}"), ("rc", number)])
+
+
+class MakeDirectory(_Tool):
+    """``mkdir``: make directories, with those above them."""
+
+    header = "mkdir"
+    requiredArgs = ["paths"]
+
+    async def work(self) -> None:
+        for path in self.args["paths"]:
+            completed = await self.tool("mkdir", "-p", "--", path)
+            if completed.exit_code != 0:
+                self.failed(path, completed)
+                return
+        self.sendStatus([("rc", 0)])
+
+
+class RemoveFile(_Tool):
+    """``rmfile``: remove one file."""
+
+    header = "rmfile"
+    requiredArgs = ["path"]
+
+    async def work(self) -> None:
+        path = self.args["path"]
+        completed = await self.tool("rm", "--", path)
+        if completed.exit_code != 0:
+            self.failed(path, completed)
+            return
+        self.sendStatus([("rc", 0)])
+
+
+#: The fields of ``os.stat`` in its order; the mode is hexadecimal.
+_STAT_FORMAT = "%f %i %d %h %u %g %s %X %Y %Z"
+
+
+class StatFile(_Tool):
+    """``stat``: the ten numbers of ``os.stat``."""
+
+    header = "stat"
+    requiredArgs = ["path"]
+
+    async def work(self) -> None:
+        path = self.args["path"]
+        completed = await self.tool("stat", "-L", "-c", _STAT_FORMAT, "--", path)
+        fields = _stat_fields(completed.stdout)
+        if completed.exit_code != 0 or fields is None:
+            self.failed(path, completed)
+            return
+        self.sendStatus([("stat", fields), ("rc", 0)])
+
+
+def _stat_fields(line: bytes) -> tuple[int, ...] | None:
+    """The numbers that ``stat`` printed; None for anything else, since a build can fake it."""
+    words = line.decode(errors="replace").split()
+    try:
+        fields = (int(words[0], 16), *map(int, words[1:]))
+    except (ValueError, IndexError):
+        return None
+    return fields if len(fields) == len(_STAT_FORMAT.split()) else None
+
+
+class RemoveDirectory(fs.RemoveDirectory):  # type: ignore[misc]
+    """``rmdir``: ``rm -rf``, once more after ``chmod`` where that fails, as upstream does."""
+
+    command: Any = None
+
+    def removeSingleDir(self, path: str) -> defer.Deferred[int]:  # noqa: N802
+        return defer.ensureDeferred(self._remove(path))
+
+    async def _remove(self, path: str) -> int:
+        code = await self._run(["rm", "-rf", path])
+        if code != 0:
+            await self._run(["chmod", "-Rf", "u+rwx", path])
+            code = await self._run(["rm", "-rf", path])
+        return code
+
+    async def _run(self, argv: Sequence[str]) -> int:
+        self.command = SandboxRunProcess(
+            self.protocol_command,
+            self.command_id,
+            list(argv),
+            self.protocol_command.worker_basedir,
+            sendRC=0,
+            timeout=self.timeout,
+            maxTime=self.maxTime,
+            logEnviron=self.logEnviron,
+            usePTY=False,
+        )
+        code: int = await self.command.start()
+        return code

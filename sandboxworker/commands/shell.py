@@ -1,0 +1,201 @@
+"""``shell``: Buildbot's own ``RunProcess``, with the process in a sandbox."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from buildbot_worker.commands.shell import WorkerShellCommand
+from buildbot_worker.runprocess import RunProcess
+from twisted.internet import defer
+from twisted.internet.error import ProcessExitedAlready
+
+from sandboxworker.commands.base import ENCODING
+from sandboxworker.process import SandboxProcess, spawn_process
+
+_VARIABLE = re.compile(r"\${([0-9a-zA-Z_]*)}")
+
+
+class SandboxPath(os.PathLike[str]):
+    """A directory in the sandbox: its text is the path inside.
+
+    To the master's ``os.path`` it is ``/``, since `RunProcess` looks whether its directory exists
+    and would make it, on the master.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __fspath__(self) -> str:
+        return "/"
+
+    def __str__(self) -> str:
+        return self.path
+
+
+class _Environment(dict[str, str]):
+    """A command's environment, whose PWD `RunProcess` must not take from the master's path."""
+
+    def __setitem__(self, name: str, value: str) -> None:
+        if name != "PWD":
+            super().__setitem__(name, value)
+
+
+def merge_environ(base: Mapping[str, str], wanted: Mapping[str, Any]) -> dict[str, str]:
+    """A step's ``env`` upon the sandbox's environment, by the rules of Buildbot's worker.
+
+    Lists are joined with ``:``, None deletes, ``${NAME}`` stands for the sandbox's own value,
+    and a ``PYTHONPATH`` is put in front of the one that is there.
+    Raises `RuntimeError`, in upstream's words, for a value that is none of these.
+    """
+    merged = dict(base)
+    for name, value in wanted.items():
+        if value is None:
+            merged.pop(name, None)
+            continue
+        text = ":".join(value) if isinstance(value, list) else value
+        if not isinstance(text, str):
+            raise RuntimeError(f"'env' values must be strings or lists; key '{name}' is incorrect")
+        if name == "PYTHONPATH":
+            text += ":${PYTHONPATH}"
+        merged[name] = _VARIABLE.sub(lambda match: base.get(match[1], ""), text)
+    return merged
+
+
+class SandboxRunProcess(RunProcess):
+    """`RunProcess` as it is, but for where the process runs and how it is signalled.
+
+    ``options`` are `RunProcess`'s own, except ``environ`` (a step's ``env``) and ``logfiles``.
+    """
+
+    # One kill takes under a second even against a fork bomb; a slow engine needs more.
+    BACKUP_TIMEOUT = 30
+
+    def __init__(
+        self,
+        protocol_command: Any,
+        command_id: str,
+        command: Any,
+        workdir: str,
+        environ: Mapping[str, Any] | None = None,
+        logfiles: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        self.sandbox = protocol_command.sandbox
+        self.budget = protocol_command.budget
+        self._unread_logfiles = logfiles or {}
+        self._passed_limit = False
+        self._swept = False
+        path = SandboxPath(workdir)
+        super().__init__(
+            command_id, command, path, ENCODING, protocol_command.send_update, **options
+        )
+        merged = merge_environ(dict(self.sandbox.spec.environ), environ or {})
+        self.environ = _Environment({**merged, "PWD": workdir})
+
+    def _startCommand(self) -> None:  # noqa: N802
+        if self._unread_logfiles:
+            names = ", ".join(self._unread_logfiles)
+            self.send_update(
+                [("header", f"sandboxworker: logfiles are not followed yet: {names}\n")]
+            )
+        super()._startCommand()
+
+    def _spawnProcess(  # noqa: N802
+        self,
+        processProtocol: Any,  # noqa: N803
+        executable: Any,
+        args: Any = (),
+        env: Any = None,
+        path: Any = None,
+        uid: Any = None,
+        gid: Any = None,
+        usePTY: bool = False,  # noqa: N803
+        childFDs: Any = None,  # noqa: N803
+    ) -> SandboxProcess:
+        argv = [os.fsdecode(arg) for arg in args]
+        return spawn_process(
+            self.sandbox, processProtocol, argv, dict(env), str(path), tty=usePTY
+        )
+
+    # signals
+
+    def isDead(self) -> bool:  # noqa: N802
+        return self.process.is_over
+
+    def sendSig(self, interruptSignal: str | None) -> int:  # noqa: N802, N803
+        if interruptSignal is None:
+            return 0
+        try:
+            self.process.signalProcess(interruptSignal)
+        except (ProcessExitedAlready, KeyError):
+            self.log_msg(f"cannot send SIG{interruptSignal}")
+            return 0
+        return 1
+
+    def doBackupTimeout(self) -> None:  # noqa: N802
+        """A signal that asks was not obeyed: kill; only if that fails too, give up as upstream."""
+        if self.interruptSignal == "KILL":
+            super().doBackupTimeout()
+            return
+        self.interruptSignal = "KILL"
+        self.killTimer = self._reactor.callLater(self.BACKUP_TIMEOUT, self.doBackupTimeout)
+        self.sendSig("KILL")
+
+    def finished(self, sig: int | None, rc: int | None) -> None:
+        """Nothing that an interrupted command started outlives it."""
+        if not self.pp.killed or self._swept:
+            super().finished(sig, rc)
+            return
+        self._swept = True
+        sweeping = defer.ensureDeferred(self.sandbox.kill_all())
+        sweeping.addBoth(lambda _: super(SandboxRunProcess, self).finished(sig, rc))
+
+    # output
+
+    def addStdout(self, data: str) -> None:  # noqa: N802
+        if self._may_write(data):
+            super().addStdout(data)
+
+    def addStderr(self, data: str) -> None:  # noqa: N802
+        if self._may_write(data):
+            super().addStderr(data)
+
+    def _may_write(self, data: str) -> bool:
+        if self._passed_limit:
+            return False
+        passed = self.budget.output(len(data) if data.isascii() else len(data.encode(ENCODING)))
+        if passed is not None:
+            self._passed_limit = True
+            self.kill(passed)
+        return passed is None
+
+
+class Shell(WorkerShellCommand):
+    """The ``shell`` command (see Buildbot's developer documentation, "Shell command")."""
+
+    def start(self) -> defer.Deferred[int]:
+        args = self.args
+        self.command = SandboxRunProcess(
+            self.protocol_command,
+            self.command_id,
+            args["command"],
+            args["workdir"],
+            environ=args.get("env"),
+            logfiles=args.get("logfiles"),
+            timeout=args.get("timeout"),
+            maxTime=args.get("maxTime"),
+            max_lines=args.get("max_lines"),
+            sigtermTime=args.get("sigtermTime"),
+            sendStdout=args.get("want_stdout", True),
+            sendStderr=args.get("want_stderr", True),
+            initialStdin=args.get("initial_stdin"),
+            usePTY=args.get("usePTY", False),
+            logEnviron=args.get("logEnviron", True),
+        )
+        if args.get("interruptSignal"):
+            self.command.interruptSignal = args["interruptSignal"]
+        running: defer.Deferred[int] = self.command.start()
+        return running

@@ -1,0 +1,228 @@
+"""``uploadFile`` and ``downloadFile``: streamed, bounded, and never trusted."""
+
+from __future__ import annotations
+
+import io
+import posixpath
+import signal
+from typing import Any
+
+from buildbot_worker.commands.transfer import (
+    WorkerFileDownloadCommand,
+    WorkerFileUploadCommand,
+)
+from twisted.internet import defer
+from twisted.internet.protocol import ProcessProtocol
+from twisted.python.failure import Failure
+
+from sandboxworker.process import SandboxProcess, run, spawn_process
+
+#: Bytes of a download that go through one exec, and are held in memory meanwhile.
+_PORTION = 8 * 1024 * 1024
+
+#: Regular files only: a FIFO would keep us waiting, and a device has no end.
+_READ = '[ -f "$1" ] && [ -r "$1" ] || exit 66; exec cat -- "$1"'
+_NO_FILE = 66
+
+#: $1 the file, $2 its mode or nothing. A file with a mode of its own is never wider on the way.
+_CREATE = """\
+d=${1%/*}; [ -d "$d" ] || mkdir -p -- "$d" || exit 1
+[ -z "$2" ] || umask 077
+: >"$1" || exit 1
+[ -z "$2" ] || chmod "$2" -- "$1" || exit 1
+cat >"$1"
+"""
+_APPEND = 'cat >>"$1"'
+
+
+class UploadFile(WorkerFileUploadCommand):
+    """``uploadFile``: a regular file of the sandbox's, to the master's writer.
+
+    Stops at the step's ``maxsize`` and at the policy's limits while the bytes arrive.
+    """
+
+    def start(self) -> defer.Deferred[Any]:
+        self.sendStatus([("header", f"sending {self.path}\n")])
+        uploading = defer.ensureDeferred(self._upload())
+        uploading.addBoth(self.finished)
+        return uploading
+
+    async def _upload(self) -> None:
+        budget = self.protocol_command.budget
+        self._fail(budget.upload_file())
+        times = await self._times() if self.keepstamp else None
+        try:
+            if self.stderr is None:
+                await self._send()
+        finally:
+            await self.protocol_command.protocol_update_upload_file_close(self.writer)
+        if times is not None:
+            await self.protocol_command.protocol_update_upload_file_utime(self.writer, *times)
+
+    async def _times(self) -> tuple[int, int] | None:
+        argv = ("stat", "-L", "-c", "%X %Y", "--", self.path)
+        words = (await run(self.protocol_command.sandbox, argv)).stdout.split()
+        if len(words) != 2 or not all(word.isdigit() for word in words):
+            return None
+        return int(words[0]), int(words[1])
+
+    async def _send(self) -> None:
+        sender = _Sender(self.blocksize, self._write)
+        argv = ("/bin/sh", "-c", _READ, "sh", self.path)
+        self._process = spawn_process(self.protocol_command.sandbox, sender, argv)
+        code = await sender.over
+        if code != 0 and self.stderr is None:
+            self._fail(
+                f"Cannot open file '{self.path}' for upload"
+                if code == _NO_FILE
+                else f"Cannot read file '{self.path}' for upload"
+            )
+
+    async def _write(self, block: bytes) -> bool:
+        """Hand a block to the master; whether more is wanted."""
+        if self.interrupted:
+            return False
+        too_much = self.remaining is not None and len(block) > self.remaining
+        if too_much:
+            block = block[: self.remaining]
+            self._fail(f"Maximum filesize reached, truncating file '{self.path}'")
+        self._fail(self.protocol_command.budget.upload(len(block)))
+        if self.stderr is not None and not too_much:
+            return False
+        if self.remaining is not None:
+            self.remaining -= len(block)
+        if block:
+            await self.do_protocol_write(block)
+        return not too_much
+
+    def _fail(self, why: str | None) -> None:
+        if why is not None and self.stderr is None:
+            self.stderr, self.rc = why, 1
+
+    def interrupt(self) -> None:
+        super().interrupt()
+        process: SandboxProcess | None = getattr(self, "_process", None)
+        if process is not None and not process.is_over:
+            process.signalProcess(signal.SIGKILL)
+
+
+class _Sender(ProcessProtocol):
+    """Passes a process's output on in blocks, and lets it wait while one is under way."""
+
+    def __init__(self, blocksize: int, write: Any) -> None:
+        self._blocksize = blocksize
+        self._write = write
+        self._buffer = bytearray()
+        self._busy = False
+        self._ended: Failure | None = None
+        self.over: defer.Deferred[int | None] = defer.Deferred()
+
+    def connectionMade(self) -> None:  # noqa: N802
+        self.transport.closeStdin()
+
+    def outReceived(self, data: bytes) -> None:  # noqa: N802
+        self._buffer += data
+        if not self._busy:
+            self._busy = True
+            self.transport.pauseProducing()
+            passing = defer.ensureDeferred(self._pass_on())
+            passing.addErrback(self._failed)
+
+    async def _pass_on(self) -> None:
+        while self._buffer:
+            block = bytes(self._buffer[: self._blocksize])
+            del self._buffer[: len(block)]
+            if not await self._write(block):
+                self._stop()
+                return
+        self._busy = False
+        self._finish_or_go_on()
+
+    def _stop(self) -> None:
+        """No more is wanted: the reader inside is left to the end of its stream."""
+        if not self.transport.is_over:
+            self.transport.abandon()
+        self._tell(0)
+
+    def _failed(self, failure: Failure) -> None:
+        self._stop_quietly()
+        if not self.over.called:
+            self.over.errback(failure)
+
+    def _stop_quietly(self) -> None:
+        if not self.transport.is_over:
+            self.transport.abandon()
+
+    def processEnded(self, reason: Failure) -> None:  # noqa: N802
+        self._ended = reason
+        if not self._busy:
+            self._finish_or_go_on()
+
+    def _finish_or_go_on(self) -> None:
+        if self._ended is None:
+            self.transport.resumeProducing()
+        else:
+            self._tell(self._ended.value.exitCode)
+
+    def _tell(self, code: int | None) -> None:
+        if not self.over.called:
+            self.over.callback(code)
+
+
+class DownloadFile(WorkerFileDownloadCommand):
+    """``downloadFile``: from the master's reader to a file in the sandbox.
+
+    Portion by portion, each through an exec of its own with its length told first: that works
+    over every transport, and holds no more than one portion in memory.
+    """
+
+    def start(self) -> defer.Deferred[Any]:
+        downloading = defer.ensureDeferred(self._download())
+        downloading.addBoth(self.finished)
+        return downloading
+
+    async def _download(self) -> None:
+        try:
+            portion, more = await self._read_portion()
+            await self._put(_CREATE, portion)
+            while more and self.rc == 0 and not self.interrupted:
+                portion, more = await self._read_portion()
+                if portion:
+                    await self._put(_APPEND, portion)
+        finally:
+            await self.protocol_command.protocol_update_read_file_close(self.reader)
+
+    async def _read_portion(self) -> tuple[bytes, bool]:
+        """Up to a portion of the file, and whether there may be more."""
+        portion = bytearray()
+        while len(portion) < _PORTION and not self.interrupted:
+            wanted = self._wanted()
+            if wanted <= 0:
+                self.stderr = f"Maximum filesize reached, truncating file '{self.path}'"
+                self.rc = 1
+                return bytes(portion), False
+            data = await self.protocol_command.protocol_update_read_file(self.reader, wanted)
+            if not data:
+                return bytes(portion), False
+            if self.bytes_remaining is not None:
+                self.bytes_remaining -= len(data)
+            portion += data.encode() if isinstance(data, str) else data
+        return bytes(portion), True
+
+    def _wanted(self) -> int:
+        left = self.bytes_remaining
+        return int(self.blocksize if left is None else min(self.blocksize, left))
+
+    async def _put(self, script: str, portion: bytes) -> None:
+        mode = "" if self.mode is None else f"{self.mode:o}"
+        completed = await run(
+            self.protocol_command.sandbox,
+            ("/bin/sh", "-c", script, "sh", posixpath.normpath(self.path), mode),
+            stdin=io.BytesIO(portion),
+        )
+        if completed.exit_code != 0:
+            said = completed.stderr.decode(errors="replace").strip().rpartition(": ")[2]
+            self.stderr = f"Cannot open file '{self.path}' for download" + (
+                f": {said}" if said else ""
+            )
+            self.rc = 1

@@ -1,0 +1,146 @@
+"""The Buildbot connection with no wire: what the master sends is done here, in a sandbox."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import buildbot_worker
+from buildbot.worker.protocols import null
+from buildbot_worker.commands.base import command_version
+from twisted.internet import defer
+from twisted.python import log
+
+from sandboxworker.commands import COMMANDS
+from sandboxworker.commands.base import SandboxCommand
+from sandboxworker.commands.budget import Budget
+from sandboxworker.errors import SandboxworkerError
+from sandboxworker.policy import SandboxPolicy
+from sandboxworker.sandbox import Sandbox
+from sandboxworker.secrets import SecretRefused, check_command
+
+
+class SandboxConnection(null.Connection):
+    """What Buildbot holds as the connection to a worker, for the life of one sandbox.
+
+    ``worker``: the `AbstractWorker` that it is attached to.
+    """
+
+    def __init__(self, worker: Any, sandbox: Sandbox, policy: SandboxPolicy) -> None:
+        super().__init__(worker)
+        self.sandbox = sandbox
+        self._policy = policy
+        self._budget = Budget(policy)
+        self._builddirs: dict[str, str] = {}
+        self._commands: dict[str, SandboxCommand] = {}
+        self._lost = False
+
+    def get_peer(self) -> str:
+        return f"sandbox/{self.sandbox.id}"
+
+    def loseConnection(self) -> None:  # noqa: N802
+        """Once: the commands that run are told nothing, since the master interrupts them itself."""
+        if self._lost:
+            return
+        self._lost = True
+        for command in self._commands.values():
+            command.builder_is_running = False
+        self.notifyDisconnected()
+
+    # what the master asks
+
+    def remotePrint(self, message: str) -> defer.Deferred[None]:  # noqa: N802
+        log.msg(f"{self.get_peer()}: message from master: {message}")
+        return defer.succeed(None)
+
+    def remoteGetWorkerInfo(self) -> defer.Deferred[dict[str, Any]]:  # noqa: N802
+        """The sandbox's own facts; nothing of the master's."""
+        spec = self.sandbox.spec
+        return defer.succeed(
+            {
+                "environ": dict(spec.environ),
+                "system": "posix",
+                "basedir": spec.workspace,
+                "numcpus": max(1, round(spec.cpus)),
+                "version": buildbot_worker.version,
+                "worker_commands": dict.fromkeys(COMMANDS, command_version),
+                "host": f"sandbox of image {spec.image}",
+                "image": spec.image,
+                "image_id": spec.image_id,
+                "spec_digest": spec.digest,
+            }
+        )
+
+    def remoteSetBuilderList(  # noqa: N802
+        self, builders: Sequence[tuple[str, str]]
+    ) -> defer.Deferred[list[str]]:
+        self._builddirs = dict(builders)
+        return defer.succeed(list(self._builddirs))
+
+    def remoteStartBuild(self, builderName: str) -> defer.Deferred[None]:  # noqa: N802, N803
+        return defer.succeed(None)
+
+    def remoteStartCommand(  # noqa: N802
+        self,
+        remoteCommand: Any,  # noqa: N803
+        builderName: str,  # noqa: N803
+        commandId: str,  # noqa: N803
+        commandName: str,  # noqa: N803
+        args: dict[str, Any],
+    ) -> defer.Deferred[None]:
+        return defer.maybeDeferred(
+            self._start_command, remoteCommand, builderName, commandId, commandName, dict(args)
+        )
+
+    def remoteInterruptCommand(  # noqa: N802
+        self,
+        builderName: str,  # noqa: N803
+        commandId: str,  # noqa: N803
+        why: str,
+    ) -> defer.Deferred[None]:
+        command = self._commands.get(commandId)
+        if command is not None:
+            command.command.doInterrupt()
+        return defer.succeed(None)
+
+    def remoteShutdown(self) -> defer.Deferred[None]:  # noqa: N802
+        """"Shut the worker down": its sandbox is destroyed by what the disconnection sets off."""
+        self.loseConnection()
+        return defer.succeed(None)
+
+    # how
+
+    def _start_command(
+        self, remote: Any, builder: str, command_id: str, name: str, args: dict[str, Any]
+    ) -> None:
+        try:
+            check_command(remote.step, name, args, self._policy)
+        except SecretRefused as refusal:
+            _refuse(remote, refusal)
+            return
+        self._budget.enter(remote.step)
+        command = SandboxCommand(
+            self.sandbox,
+            self._budget,
+            COMMANDS,
+            builddir=self._builddirs[builder],
+            on_complete=lambda: self._forget(command_id),
+            name=name,
+            command_id=command_id,
+            args=self.createArgsProxies(args),
+            remote=null.RemoteCommandProxy(remote),
+        )
+        self._commands[command_id] = command
+        running = command.command.doStart()
+        running.addCallback(lambda _: None)
+        running.addBoth(command.command_complete)
+
+    def _forget(self, command_id: str) -> None:
+        self._commands.pop(command_id, None)
+
+
+def _refuse(remote: Any, refusal: SandboxworkerError) -> None:
+    """Fail the step with the reason, without a word to the sandbox."""
+    log.msg(f"sandboxworker: {refusal}")
+    remote.remote_update([({"header": f"sandboxworker: {refusal}\n"}, 0), ({"rc": 1}, 0)])
+    remote.remote_complete()

@@ -1,0 +1,246 @@
+"""``SandboxLatentWorker``: one line of ``master.cfg`` that gives every build its own sandbox."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from buildbot import config
+from buildbot.interfaces import (
+    LatentWorkerCannotSubstantiate,
+    LatentWorkerFailedToSubstantiate,
+)
+from buildbot.process.results import FAILURE
+from buildbot.worker.latent import AbstractLatentWorker
+from twisted.internet import defer
+from twisted.python import log
+
+from sandboxworker import seccomp
+from sandboxworker.audit import Event
+from sandboxworker.connection import SandboxConnection
+from sandboxworker.engine.address import EngineAddress, resolve
+from sandboxworker.engine.docker import ENGINES, DockerEngine
+from sandboxworker.errors import Actor, EngineError, SandboxworkerError
+from sandboxworker.policy import SandboxPolicy, show_seconds
+from sandboxworker.portless import allow_no_protocols
+from sandboxworker.sandbox import Owner, Sandbox
+from sandboxworker.spec import ContainerSpec, build_spec
+
+#: Where a master keeps its unique id, in its own directory.
+MASTER_ID_FILE = "sandboxworker.id"
+
+#: Arguments of Buildbot's workers that cannot have another value here, and why.
+_FIXED = {
+    "build_wait_timeout": (0, "a sandbox is never reused, so builds cannot share one"),
+    "max_builds": (1, "one sandbox is one build's; configure more workers for more builds"),
+}
+#: What `AbstractWorker` takes, as far as it means anything without a wire.
+_BUILDBOT = frozenset(
+    {
+        "notify_on_missing",
+        "missing_timeout",
+        "properties",
+        "defaultProperties",
+        "locks",
+        "machine_name",
+        *_FIXED,
+    }
+)
+
+
+class SandboxLatentWorker(AbstractLatentWorker):
+    """A worker that makes a locked-down container for every build, and destroys it afterwards.
+
+    ``policy``: a `SandboxPolicy`.
+    ``engine``: a URL (``unix:///path`` or ``tcp://host:port``) or an `EngineAddress`;
+    without one ``DOCKER_HOST`` is taken, and without that Docker's own socket.
+    The rest are `AbstractWorker`'s: ``properties``, ``defaultProperties``, ``locks``,
+    ``notify_on_missing``, ``missing_timeout``, ``machine_name``.
+    Nothing listens: ``c['protocols']`` may stay empty, and there is no password.
+    """
+
+    _address: EngineAddress | None = None
+    _engine: DockerEngine | None = None
+    _sandbox: Sandbox | None = None
+    _build: Any = None
+    _policy: SandboxPolicy
+
+    # configuration
+
+    def checkConfig(  # noqa: N802
+        self, name: str, policy: Any = None, engine: Any = None, **kwargs: Any
+    ) -> None:
+        for fault in _config_faults(policy, engine, kwargs):
+            config.error(f"SandboxLatentWorker {name!r}: {fault}")
+        super().checkConfig(name, None, **_worker_arguments(kwargs))
+
+    @defer.inlineCallbacks
+    def reconfigService(  # noqa: N802
+        self, name: str, policy: Any = None, engine: Any = None, **kwargs: Any
+    ) -> Any:
+        yield super().reconfigService(name, None, **_worker_arguments(kwargs))
+        self._policy = policy
+        yield self._use_engine(resolve(engine))
+        self._deferwaiter.add(defer.ensureDeferred(self._look_ahead()))
+
+    async def _use_engine(self, address: EngineAddress) -> None:
+        if address == self._address:
+            return
+        previous, self._address = self._address, address
+        self._engine = ENGINES.acquire(address, self.master.reactor)
+        if previous is not None:
+            await ENGINES.release(previous)
+
+    async def _look_ahead(self) -> None:
+        """Say now what would refuse the next build; builds may not come for hours."""
+        try:
+            await self._spec()
+        except SandboxworkerError as error:
+            log.msg(f"sandboxworker: worker {self.name!r} cannot start builds: {error}")
+
+    @defer.inlineCallbacks
+    def stopService(self) -> Any:  # noqa: N802
+        yield super().stopService()
+        if self._address is not None:
+            address, self._address, self._engine = self._address, None, None
+            yield defer.ensureDeferred(ENGINES.release(address))
+
+    # a build
+
+    def start_instance(self, build: Any) -> defer.Deferred[bool]:
+        self._build = build
+        return defer.ensureDeferred(self._start_instance())
+
+    async def _start_instance(self) -> bool:
+        try:
+            self._sandbox = sandbox = await self._new_sandbox()
+            await sandbox.start()
+        except EngineError as error:
+            if error.actor is Actor.ENGINE:
+                raise LatentWorkerFailedToSubstantiate(str(error)) from None
+            raise LatentWorkerCannotSubstantiate(str(error)) from None
+        except SandboxworkerError as error:
+            raise LatentWorkerCannotSubstantiate(str(error)) from None
+        # Buildbot takes a connection only after this has returned.
+        self.master.reactor.callLater(0, self._attach, sandbox)
+        return True
+
+    async def _new_sandbox(self) -> Sandbox:
+        engine = self._engine
+        if engine is None:
+            raise LatentWorkerFailedToSubstantiate(f"worker {self.name!r} is shutting down")
+        owner = Owner(master_id(Path(self.master.basedir)), str(self.name))
+        sandbox = Sandbox(
+            engine, engine.uids, await self._spec(), owner, self.master.reactor, self._audit
+        )
+        sandbox.on_lost = self._sandbox_lost
+        sandbox.on_deadline = self._deadline_reached
+        return sandbox
+
+    async def _spec(self) -> ContainerSpec:
+        assert self._engine is not None
+        image = await self._engine.image(self._policy.image)
+        return build_spec(self._policy, image, seccomp.load(self._policy.seccomp))
+
+    def _attach(self, sandbox: Sandbox) -> None:
+        if sandbox is self._sandbox:
+            attaching = defer.ensureDeferred(self._attach_connection(sandbox))
+            attaching.addErrback(log.err, f"while attaching to sandbox {sandbox.id}")
+            self._deferwaiter.add(attaching)
+
+    async def _attach_connection(self, sandbox: Sandbox) -> None:
+        """As Buildbot's own `LocalWorker` does."""
+        connection = SandboxConnection(self, sandbox, self._policy)
+        if await self.master.workers.newConnection(connection, self.name):
+            await self.attached(connection)
+
+    def stop_instance(self, fast: bool = False) -> defer.Deferred[None]:
+        """Destroy the sandbox; bounded in time, since Buildbot's shutdown waits for it."""
+        sandbox, self._sandbox, self._build = self._sandbox, None, None
+        if sandbox is None:
+            return defer.succeed(None)
+        destroying = sandbox.destroy()
+        destroying.addErrback(self._not_destroyed)
+        return destroying
+
+    def _not_destroyed(self, failure: Any) -> None:
+        log.err(failure, f"sandboxworker: worker {self.name!r}: {failure.value}")
+
+    # what befalls a sandbox
+
+    def _sandbox_lost(self, reason: Exception) -> None:
+        log.msg(f"sandboxworker: worker {self.name!r} lost its sandbox: {reason}")
+        if self.conn is not None:
+            self.conn.loseConnection()
+
+    def _deadline_reached(self) -> None:
+        """The build's own doing: it fails, and is not tried again."""
+        if self._build is not None:
+            limit = show_seconds(self._policy.max_runtime)
+            self._build.stopBuild(
+                f"sandboxworker: the sandbox's max_runtime of {limit} is over", results=FAILURE
+            )
+
+    def _audit(self, event: Event) -> None:
+        log.msg(f"sandboxworker audit: {event.json_line(time.time())}")
+
+
+allow_no_protocols(lambda worker: isinstance(worker, SandboxLatentWorker))
+
+
+def _worker_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+    fixed = {name: value for name, (value, _) in _FIXED.items()}
+    known = {name: value for name, value in kwargs.items() if name in _BUILDBOT}
+    return {**known, **fixed}
+
+
+def _config_faults(policy: Any, engine: Any, kwargs: dict[str, Any]) -> list[str]:
+    """Everything that is wrong with a worker's arguments, a sentence each."""
+    return [
+        *_argument_faults(kwargs),
+        *_policy_faults(policy),
+        *_engine_faults(engine),
+    ]
+
+
+def _argument_faults(kwargs: dict[str, Any]) -> list[str]:
+    faults = [
+        f"{name}={kwargs[name]!r}: always {value!r} here; {why}"
+        for name, (value, why) in _FIXED.items()
+        if kwargs.get(name, value) != value
+    ]
+    unknown = sorted(set(kwargs) - _BUILDBOT)
+    faults += [
+        f"{name}=: no such argument; limits and the image belong into policy=" for name in unknown
+    ]
+    return faults
+
+
+def _policy_faults(policy: Any) -> list[str]:
+    if not isinstance(policy, SandboxPolicy):
+        return [f"policy={policy!r}: a SandboxPolicy is required"]
+    faults = [f"policy: {fault}" for fault in policy.faults()]
+    if isinstance(policy.seccomp, str):
+        try:
+            seccomp.load(policy.seccomp)
+        except SandboxworkerError as error:
+            faults.append(f"policy: {error}")
+    return faults
+
+
+def _engine_faults(engine: Any) -> list[str]:
+    try:
+        resolve(engine)
+    except SandboxworkerError as error:
+        return [str(error)]
+    return []
+
+
+def master_id(basedir: Path) -> str:
+    """This master's unique id; made and kept in its directory when it is first asked for."""
+    file = basedir / MASTER_ID_FILE
+    if not file.exists():
+        file.write_text(f"{uuid.uuid4()}\n")
+    return file.read_text().strip()
