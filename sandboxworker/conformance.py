@@ -6,7 +6,7 @@ and some without a word; either way the sandbox is not the one that was asked fo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import attrs
@@ -14,6 +14,9 @@ import attrs
 #: Inspect answers these by other means, or an engine may fill them in by its own default.
 _NOT_COMPARED = frozenset({"Image", "Cmd", "AttachStdin", "AttachStdout", "AttachStderr"})
 _HOST_NOT_COMPARED = frozenset({"Mounts"})
+
+#: Lists whose order means nothing; an engine may sort them.
+_SETS = frozenset({"Env", "MaskedPaths", "ReadonlyPaths", "SecurityOpt", "Ulimits", "CapDrop"})
 
 #: What must not be there although nobody asked for it.
 _MUST_BE_EMPTY = ("Binds", "Devices", "VolumesFrom", "CapAdd", "PortBindings")
@@ -55,7 +58,7 @@ def deviations(
             inspected.get("HostConfig") or {},
             _HOST_NOT_COMPARED,
         ),
-        *_unasked(inspected),
+        *_unasked(request, inspected),
     )
 
 
@@ -76,21 +79,18 @@ def _compare(
     left_out: frozenset[str],
 ) -> Iterable[Deviation]:
     for name, value in asked.items():
-        same = _includes if name == "Labels" else _same
-        if name not in left_out and not same(value, applied.get(name)):
+        if name not in left_out and not _same(name, value, applied.get(name)):
             yield Deviation(prefix + name, value, applied.get(name))
 
 
-def _same(asked: Any, applied: Any) -> bool:
+def _same(name: str, asked: Any, applied: Any) -> bool:
+    if name == "Labels":
+        return _includes(asked, applied)
     if _is_empty(asked):
         return _is_empty(applied)
-    if isinstance(asked, Mapping):
-        return isinstance(applied, Mapping) and _normal(asked) == _normal(applied)
-    if isinstance(asked, Sequence) and not isinstance(asked, str):
-        return sorted(map(repr, map(_normal, asked))) == sorted(
-            map(repr, map(_normal, applied or ()))
-        )
-    return bool(asked == applied)
+    if name in _SETS and isinstance(applied, list):
+        return sorted(map(repr, _normal(asked))) == sorted(map(repr, _normal(applied)))
+    return bool(_normal(asked) == _normal(applied))
 
 
 def _includes(asked: Mapping[str, Any], applied: Mapping[str, Any] | None) -> bool:
@@ -106,15 +106,18 @@ def _is_empty(value: Any) -> bool:
 def _normal(value: Any) -> Any:
     """Order of keys is no difference."""
     if isinstance(value, Mapping):
-        return sorted((key, _normal(item)) for key, item in value.items())
+        return sorted((key, repr(_normal(item))) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return [_normal(item) for item in value]
     return value
 
 
-def _unasked(inspected: Mapping[str, Any]) -> Iterable[Deviation]:
+def _unasked(request: Mapping[str, Any], inspected: Mapping[str, Any]) -> Iterable[Deviation]:
     host = inspected.get("HostConfig") or {}
     for name in _MUST_BE_EMPTY:
         if host.get(name):
             yield Deviation(f"HostConfig.{name}", None, host[name])
+    asked = request["HostConfig"].get("Tmpfs") or {}
     for mount in inspected.get("Mounts") or ():
-        if mount.get("Type") != "tmpfs":
-            yield Deviation("Mounts", "none of the host", mount.get("Destination"))
+        if mount.get("Type") != "tmpfs" or mount.get("Destination") not in asked:
+            yield Deviation("Mounts", "nothing else", mount.get("Destination"))

@@ -38,7 +38,7 @@ class SandboxConnection(null.Connection):
     def get_peer(self) -> str:
         return f"sandbox/{self.sandbox.id}"
 
-    def loseConnection(self) -> None:  # noqa: N802
+    def loseConnection(self) -> None:
         """Once: the commands that run are told nothing, since the master interrupts them itself."""
         if self._lost:
             return
@@ -49,11 +49,11 @@ class SandboxConnection(null.Connection):
 
     # what the master asks
 
-    def remotePrint(self, message: str) -> defer.Deferred[None]:  # noqa: N802
+    def remotePrint(self, message: str) -> defer.Deferred[None]:
         log.msg(f"{self.get_peer()}: message from master: {message}")
         return defer.succeed(None)
 
-    def remoteGetWorkerInfo(self) -> defer.Deferred[dict[str, Any]]:  # noqa: N802
+    def remoteGetWorkerInfo(self) -> defer.Deferred[dict[str, Any]]:
         """The sandbox's own facts; nothing of the master's."""
         spec = self.sandbox.spec
         return defer.succeed(
@@ -71,31 +71,31 @@ class SandboxConnection(null.Connection):
             }
         )
 
-    def remoteSetBuilderList(  # noqa: N802
+    def remoteSetBuilderList(
         self, builders: Sequence[tuple[str, str]]
     ) -> defer.Deferred[list[str]]:
         self._builddirs = dict(builders)
         return defer.succeed(list(self._builddirs))
 
-    def remoteStartBuild(self, builderName: str) -> defer.Deferred[None]:  # noqa: N802, N803
+    def remoteStartBuild(self, builderName: str) -> defer.Deferred[None]:
         return defer.succeed(None)
 
-    def remoteStartCommand(  # noqa: N802
+    def remoteStartCommand(
         self,
-        remoteCommand: Any,  # noqa: N803
-        builderName: str,  # noqa: N803
-        commandId: str,  # noqa: N803
-        commandName: str,  # noqa: N803
+        remoteCommand: Any,
+        builderName: str,
+        commandId: str,
+        commandName: str,
         args: dict[str, Any],
     ) -> defer.Deferred[None]:
         return defer.maybeDeferred(
             self._start_command, remoteCommand, builderName, commandId, commandName, dict(args)
         )
 
-    def remoteInterruptCommand(  # noqa: N802
+    def remoteInterruptCommand(
         self,
-        builderName: str,  # noqa: N803
-        commandId: str,  # noqa: N803
+        builderName: str,
+        commandId: str,
         why: str,
     ) -> defer.Deferred[None]:
         command = self._commands.get(commandId)
@@ -103,8 +103,8 @@ class SandboxConnection(null.Connection):
             command.command.doInterrupt()
         return defer.succeed(None)
 
-    def remoteShutdown(self) -> defer.Deferred[None]:  # noqa: N802
-        """"Shut the worker down": its sandbox is destroyed by what the disconnection sets off."""
+    def remoteShutdown(self) -> defer.Deferred[None]:
+        """ "Shut the worker down": its sandbox is destroyed by what the disconnection sets off."""
         self.loseConnection()
         return defer.succeed(None)
 

@@ -8,7 +8,7 @@ Errors carry fields; the sentences are made here and nowhere else.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import attrs
 
@@ -50,7 +50,8 @@ class Fault:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    # Of a dictionary the names are enough: a value may be a secret that somebody put there.
+    text = repr(list(value) if isinstance(value, Mapping) else value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 

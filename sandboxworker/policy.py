@@ -20,9 +20,9 @@ KIB, MIB, GIB, TIB = 1024, 1024**2, 1024**3, 1024**4
 #: The keeper's own uid and gid: never a build's (see ARCHITECTURE.md, "The keeper").
 KEEPER_UID = 65533
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,30}(?:\.\d{1,9})?)\s*([kmgt]?)i?b?", re.IGNORECASE | re.ASCII)
 _SIZE_UNITS = {"": 1, "k": KIB, "m": MIB, "g": GIB, "t": TIB}
-_SECONDS = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)", re.IGNORECASE)
+_SECONDS = re.compile(r"(\d{1,30}(?:\.\d{1,9})?)\s*([smhd]?)", re.IGNORECASE | re.ASCII)
 _SECOND_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 #: An OCI reference: [registry[:port]/]path[:tag][@sha256:digest]
@@ -33,14 +33,17 @@ _REFERENCE = re.compile(
     r"(?::\w[\w.-]{0,127})?(?:@sha256:[0-9a-f]{64})?",
     re.ASCII,
 )
+_DIGEST = re.compile(r"(?:^|@)sha256:[0-9a-f]{64}$")
 _IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/-]*")
 _PATH = re.compile(r"(?:/[A-Za-z0-9_.+-]+)+")
 
 #: Places that belong to the system or to another of the sandbox's own mounts.
-_RESERVED = ("/proc", "/sys", "/dev", "/tmp", "/run", "/etc", "/bin", "/sbin", "/lib", "/lib64",
-             "/usr", "/boot", "/var/run")  # fmt: skip  # noqa: S108
+_RESERVED = (
+    *("/proc", "/sys", "/dev", "/tmp", "/run", "/var/run", "/boot"),
+    *("/etc", "/usr", "/bin", "/sbin", "/lib", "/lib64"),
+)
 
 
 def parse_size(value: object) -> int | None:
@@ -63,7 +66,8 @@ def _parse(value: object, pattern: re.Pattern[str], units: Mapping[str, int]) ->
     match = pattern.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
         return None
-    return int(float(match[1]) * units[match[2].lower()])
+    amount = float(match[1]) if "." in match[1] else int(match[1])
+    return int(amount * units[match[2].lower()])
 
 
 def show_size(size: int) -> str:
@@ -103,7 +107,7 @@ def _lenient(parse: Callable[[object], Any]) -> Callable[[Any], Any]:
     return convert
 
 
-def _within(low: float, high: float, types: type | tuple[type, ...]) -> Callable[[Any], bool]:
+def _within(low: float, high: float, types: Any) -> Callable[[Any], bool]:
     def accepts(value: Any) -> bool:
         return isinstance(value, types) and not isinstance(value, bool) and low <= value <= high
 
@@ -112,6 +116,11 @@ def _within(low: float, high: float, types: type | tuple[type, ...]) -> Callable
 
 def _same(value: Any) -> Any:
     return value
+
+
+def _cores(value: Any) -> Any:
+    """Whole cores may be written as integers; they are the same policy."""
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _size(low: int, high: int) -> _Kind:
@@ -189,7 +198,7 @@ _USER = _Kind(
     f"'auto', or 'uid:gid' in numbers from 1 to {KEEPER_UID - 1}: "
     f"a build is never root (T3) nor the keeper ({KEEPER_UID})",
 )
-_CPUS = _Kind(_same, _within(0.01, 1024, (int, float)), "cores from 0.01 to 1024, fractions too")
+_CPUS = _Kind(_cores, _within(0.01, 1024, (int, float)), "cores from 0.01 to 1024, fractions too")
 _WORKSPACE = _Kind(
     _same, _is_workspace, "an absolute path of plain names outside the system's own directories"
 )
@@ -202,8 +211,9 @@ _SECRETS = _Kind(_secret_names, _are_secret_names, "a list of secret names, or '
 _PROFILE = _text(re.compile(r"[^\0]+"), "a packaged profile ('build', 'strict') or a file's path")
 _RUNTIME = _Kind(
     _same,
-    lambda value: value is None
-    or (isinstance(value, str) and bool(re.fullmatch(r"[A-Za-z0-9_.-]+", value))),
+    lambda value: (
+        value is None or (isinstance(value, str) and bool(re.fullmatch(r"[A-Za-z0-9_.-]+", value)))
+    ),
     "the name of an OCI runtime that the engine knows, such as 'runsc'",
 )
 _NETWORK = _Kind(
@@ -281,7 +291,7 @@ class SandboxPolicy:
 
     def __init__(self, image: str = "", **fields: Any) -> None:
         known = {name: fields.pop(name) for name in FIELDS if name in fields}
-        self.__attrs_init__(image=image, unknown=fields, **known)  # type: ignore[attr-defined]
+        self.__attrs_init__(image=image, unknown=fields, **known)
 
     @property
     def cgroup_memory(self) -> int:
@@ -313,7 +323,7 @@ class SandboxPolicy:
                 yield Fault(name, value, kind.allowed)
 
     def _digest_faults(self) -> Iterable[Fault]:
-        if self.require_digest is True and "sha256:" not in str(self.image):
+        if self.require_digest is True and not _DIGEST.search(str(self.image)):
             yield Fault("image", self.image, "a reference with @sha256:…, as require_digest asks")
 
     def _unknown_faults(self) -> Iterable[Fault]:

@@ -20,13 +20,13 @@ import attrs
 from twisted.internet import defer, error, interfaces
 from twisted.internet.protocol import ProcessProtocol
 from twisted.protocols.basic import FileSender
-from twisted.python import log
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from sandboxworker.engine.interface import STDERR, STDOUT, Stream
 from sandboxworker.errors import EngineError, EngineRefused, SandboxGone
 from sandboxworker.sandbox import Sandbox
+from sandboxworker.unexpected import unexpected
 
 _SIGNALS = "HUP INT QUIT ALRM TERM PIPE USR1 USR2"
 
@@ -42,7 +42,9 @@ cd -- "$d" || exit 125
 trap '' {_SIGNALS}
 exec 3>&1 4>&2
 printf '%s %s\\n' "$w" "$$"
-input() {{ if [ "$n" = - ]; then wait_for "$@"; else head -c "$n" 2>/dev/null | wait_for "$@"; fi; }}
+input() {{
+if [ "$n" = - ]; then wait_for "$@"; else head -c "$n" 2>/dev/null | wait_for "$@"; fi
+}}
 wait_for() {{ ( trap - {_SIGNALS}; unset OLDPWD; exec >&3 2>&4 3>&- 4>&-; exec "$@" ); echo "$?"; }}
 {{ input "$@"; }} 2>&1 | {{
 k=exit s=
@@ -106,14 +108,19 @@ class Marked:
         data, self._kept = self._kept + data, b""
         output = bytearray()
         while (found := data.find(self.marker)) >= 0:
-            output += data[:found]
-            line, newline, rest = data[found:].partition(b"\n")
-            if not newline and len(line) <= _LONGEST_WORD:
-                self._kept = line
-                return bytes(output)
+            begin = found + len(self.marker)
+            end = data.find(b"\n", begin, begin + _LONGEST_WORD)
+            if end < 0 and len(data) < begin + _LONGEST_WORD:
+                self._kept = data[found:]
+                return bytes(output) + data[:found]
+            if end < 0:  # Too long to be a word of ours.
+                output += data[:begin]
+                data = data[begin:]
+                continue
             if len(self.words) < _MOST_WORDS:
-                self.words.append(line[len(self.marker) :].decode(errors="replace").strip())
-            data = rest
+                self.words.append(data[begin:end].decode(errors="replace").strip())
+            output += data[:found]
+            data = data[end + 1 :]
         cut = len(data) - self._beginning(data)
         self._kept = data[cut:]
         return bytes(output) + data[:cut]
@@ -157,9 +164,7 @@ class SandboxProcess:
         self._tty = tty
         word = "\x1e" + secrets.token_hex(8)
         self._word = word
-        self._marked = {
-            channel: Marked(word.encode() + b" ") for channel in (STDOUT, STDERR)
-        }
+        self._marked = {channel: Marked(word.encode() + b" ") for channel in (STDOUT, STDERR)}
         self._stdin = stdin
         self._written = bytearray()
         self._stdin_open = stdin is None
@@ -177,7 +182,7 @@ class SandboxProcess:
         """Tell the protocol, then run; everything further reaches the protocol."""
         self.proto.makeConnection(self)
         running = defer.ensureDeferred(self._run())
-        running.addErrback(log.err, f"sandbox {self.sandbox.id}: command failed to run")
+        running.addErrback(unexpected(f"sandbox {self.sandbox.id}: running a command"))
 
     @property
     def is_over(self) -> bool:
@@ -249,7 +254,7 @@ class SandboxProcess:
         """The streams ended, and nothing was told: only the engine knows the end, if it does."""
         if not self._over:
             asking = defer.ensureDeferred(self._ask(reason))
-            asking.addErrback(log.err, f"sandbox {self.sandbox.id}: a command's end is unknown")
+            asking.addErrback(unexpected(f"sandbox {self.sandbox.id}: asking for a command's end"))
 
     async def _ask(self, reason: Exception | None) -> None:
         if not self.sandbox.is_ready:
@@ -292,7 +297,7 @@ class SandboxProcess:
 
     # the protocol's side: IProcessTransport
 
-    def writeToChild(self, childFD: int, data: bytes) -> None:  # noqa: N802, N803
+    def writeToChild(self, childFD: int, data: bytes) -> None:
         if childFD != 0:
             raise KeyError(childFD)
         self.write(data)
@@ -305,27 +310,27 @@ class SandboxProcess:
         else:
             self._stream.write(data)
 
-    def writeSequence(self, data: Sequence[bytes]) -> None:  # noqa: N802
+    def writeSequence(self, data: Sequence[bytes]) -> None:
         self.write(b"".join(data))
 
-    def closeChildFD(self, descriptor: int) -> None:  # noqa: N802
+    def closeChildFD(self, descriptor: int) -> None:
         if descriptor == 0:
             self.closeStdin()
         else:
             self._closed.add(descriptor)
 
-    def closeStdin(self) -> None:  # noqa: N802
+    def closeStdin(self) -> None:
         if self._stdin_open and self._stream is not None:
             self._stream.close_write()
         self._stdin_open = False
 
-    def closeStdout(self) -> None:  # noqa: N802
+    def closeStdout(self) -> None:
         self._closed.add(STDOUT)
 
-    def closeStderr(self) -> None:  # noqa: N802
+    def closeStderr(self) -> None:
         self._closed.add(STDERR)
 
-    def loseConnection(self) -> None:  # noqa: N802
+    def loseConnection(self) -> None:
         """No more input and no more output; the end is still told."""
         self.closeStdin()
         self._closed |= {STDOUT, STDERR}
@@ -334,7 +339,7 @@ class SandboxProcess:
         """Take no more of its output and tell its end now; what still runs is left to itself."""
         self._end(Ended())
 
-    def signalProcess(self, signalID: str | int) -> None:  # noqa: N802, N803
+    def signalProcess(self, signalID: str | int) -> None:
         """Signal the command's process group; ``KILL`` kills everything that the build runs."""
         if self._over:
             raise error.ProcessExitedAlready()
@@ -345,13 +350,13 @@ class SandboxProcess:
         elif self.pid is not None:
             name = signal.Signals(number).name.removeprefix("SIG")
             sending = defer.ensureDeferred(self.sandbox.signal(name, -self.pid))
-            sending.addErrback(log.err, f"sandbox {self.sandbox.id}: could not send SIG{name}")
+            sending.addErrback(unexpected(f"sandbox {self.sandbox.id}: sending SIG{name}"))
 
     def _kill(self) -> None:
         """Everything dies, also what has left the session; then the streams end by themselves."""
         killing = defer.ensureDeferred(self.sandbox.kill_all())
         killing.addCallback(lambda _: self._end_soon(Ended(signal=int(signal.SIGKILL))))
-        killing.addErrback(log.err, f"sandbox {self.sandbox.id}: could not kill a command")
+        killing.addErrback(unexpected(f"sandbox {self.sandbox.id}: killing a command"))
 
     def _end_soon(self, ended: Ended) -> None:
         """All is dead: what it had written is on its way, but is not waited for long."""
@@ -364,31 +369,31 @@ class SandboxProcess:
 
     # back-pressure: IPushProducer for the output, IConsumer for the input
 
-    def pauseProducing(self) -> None:  # noqa: N802
+    def pauseProducing(self) -> None:
         self._paused = True
         if self._stream is not None:
             self._stream.pause()
 
-    def resumeProducing(self) -> None:  # noqa: N802
+    def resumeProducing(self) -> None:
         self._paused = False
         if self._stream is not None and not self._over:
             self._stream.resume()
 
-    def stopProducing(self) -> None:  # noqa: N802
+    def stopProducing(self) -> None:
         self.loseConnection()
 
-    def registerProducer(self, producer: Any, streaming: bool) -> None:  # noqa: N802
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
         if self._stream is not None:
             self._stream.register_producer(producer, streaming)
 
-    def unregisterProducer(self) -> None:  # noqa: N802
+    def unregisterProducer(self) -> None:
         if self._stream is not None:
             self._stream.unregister_producer()
 
-    def getPeer(self) -> str:  # noqa: N802
+    def getPeer(self) -> str:
         return self.sandbox.id
 
-    def getHost(self) -> str:  # noqa: N802
+    def getHost(self) -> str:
         return self.sandbox.id
 
 
@@ -402,10 +407,10 @@ class _Consumer:
     def write(self, data: bytes) -> None:
         self._stream.write(data)
 
-    def registerProducer(self, producer: Any, streaming: bool) -> None:  # noqa: N802
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
         self._stream.register_producer(producer, streaming)
 
-    def unregisterProducer(self) -> None:  # noqa: N802
+    def unregisterProducer(self) -> None:
         self._stream.unregister_producer()
 
 
@@ -439,25 +444,27 @@ class Completed:
 class _Collector(ProcessProtocol):
     """Keeps a small command's output, up to a limit; more than that is cut off."""
 
+    transport: Any
+
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._output = {STDOUT: bytearray(), STDERR: bytearray()}
         self.completed: defer.Deferred[Completed] = defer.Deferred()
 
-    def connectionMade(self) -> None:  # noqa: N802
-        self.transport.closeStdin()  # type: ignore[union-attr]
+    def connectionMade(self) -> None:
+        self.transport.closeStdin()
 
-    def childDataReceived(self, childFD: int, data: bytes) -> None:  # noqa: N802, N803
+    def childDataReceived(self, childFD: int, data: bytes) -> None:
         kept = self._output[childFD]
         kept += data[: self._limit - len(kept)]
 
-    def outReceived(self, data: bytes) -> None:  # noqa: N802
+    def outReceived(self, data: bytes) -> None:
         self.childDataReceived(STDOUT, data)
 
-    def errReceived(self, data: bytes) -> None:  # noqa: N802
+    def errReceived(self, data: bytes) -> None:
         self.childDataReceived(STDERR, data)
 
-    def processEnded(self, reason: Failure) -> None:  # noqa: N802
+    def processEnded(self, reason: Failure) -> None:
         code = getattr(reason.value, "exitCode", None)
         output = self._output
         self.completed.callback(

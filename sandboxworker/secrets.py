@@ -56,9 +56,7 @@ def check_command(step: Any, command: str, args: Mapping[str, Any], policy: Sand
         )
 
 
-def _check_file(
-    step: Any, path: str, used: Mapping[str, str], policy: SandboxPolicy
-) -> None:
+def _check_file(step: Any, path: str, used: Mapping[str, str], policy: SandboxPolicy) -> None:
     content = _content(step, path)
     names = sorted({name for value, name in used.items() if value in content})
     if not _is_below_secrets(path):

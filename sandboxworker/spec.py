@@ -36,6 +36,8 @@ KEEPER = f"until cat >/dev/null; do :; done; exit {KEEPER_EXIT}"
 
 #: Beyond Docker's own list: what tells about the host (docs/containment.md).
 MASKED_PATHS = (
+    # Writable for everyone, and bounded by nothing of the policy's.
+    "/dev/mqueue",
     "/proc/acpi",
     "/proc/asound",
     "/proc/bus",
@@ -208,7 +210,7 @@ def _tmpfs(policy: SandboxPolicy) -> tuple[Tmpfs, ...]:
     return (
         Tmpfs(policy.workspace, policy.disk, policy.disk_inodes, executable=True, mode="0755"),
         # Compilers and configure scripts run what they put into /tmp.
-        Tmpfs("/tmp", policy.tmp, policy.disk_inodes, executable=True, mode="1777"),  # noqa: S108
+        Tmpfs("/tmp", policy.tmp, policy.disk_inodes, executable=True, mode="1777"),
         Tmpfs(SECRETS_PATH, policy.secrets_size, 1024, executable=False, mode="0700"),
     )
 
@@ -270,8 +272,9 @@ def _keeper_environ(spec: ContainerSpec) -> list[str]:
 
     A name without ``=`` removes that variable (Engine API, ``ContainerConfig.Env``).
     """
-    path = dict(spec.environ)["PATH"]
-    return [f"PATH={path}", f"HOME={spec.workspace}", "LANG=C.UTF-8", *spec.removed_environ]
+    ours = {"PATH": dict(spec.environ)["PATH"], "HOME": spec.workspace, "LANG": "C.UTF-8"}
+    removed = [name for name in spec.removed_environ if name not in ours]
+    return [*(f"{name}={value}" for name, value in ours.items()), *removed]
 
 
 def _isolation(spec: ContainerSpec) -> dict[str, Any]:

@@ -22,11 +22,12 @@ from sandboxworker.audit import Event
 from sandboxworker.connection import SandboxConnection
 from sandboxworker.engine.address import EngineAddress, resolve
 from sandboxworker.engine.docker import ENGINES, DockerEngine
-from sandboxworker.errors import Actor, EngineError, SandboxworkerError
+from sandboxworker.errors import Actor, EngineError, NotDestroyed, SandboxworkerError
 from sandboxworker.policy import SandboxPolicy, show_seconds
 from sandboxworker.portless import allow_no_protocols
 from sandboxworker.sandbox import Owner, Sandbox
 from sandboxworker.spec import ContainerSpec, build_spec
+from sandboxworker.unexpected import unexpected
 
 #: Where a master keeps its unique id, in its own directory.
 MASTER_ID_FILE = "sandboxworker.id"
@@ -69,15 +70,13 @@ class SandboxLatentWorker(AbstractLatentWorker):
 
     # configuration
 
-    def checkConfig(  # noqa: N802
-        self, name: str, policy: Any = None, engine: Any = None, **kwargs: Any
-    ) -> None:
+    def checkConfig(self, name: str, policy: Any = None, engine: Any = None, **kwargs: Any) -> None:
         for fault in _config_faults(policy, engine, kwargs):
             config.error(f"SandboxLatentWorker {name!r}: {fault}")
         super().checkConfig(name, None, **_worker_arguments(kwargs))
 
     @defer.inlineCallbacks
-    def reconfigService(  # noqa: N802
+    def reconfigService(
         self, name: str, policy: Any = None, engine: Any = None, **kwargs: Any
     ) -> Any:
         yield super().reconfigService(name, None, **_worker_arguments(kwargs))
@@ -101,7 +100,7 @@ class SandboxLatentWorker(AbstractLatentWorker):
             log.msg(f"sandboxworker: worker {self.name!r} cannot start builds: {error}")
 
     @defer.inlineCallbacks
-    def stopService(self) -> Any:  # noqa: N802
+    def stopService(self) -> Any:
         yield super().stopService()
         if self._address is not None:
             address, self._address, self._engine = self._address, None, None
@@ -128,26 +127,29 @@ class SandboxLatentWorker(AbstractLatentWorker):
         return True
 
     async def _new_sandbox(self) -> Sandbox:
-        engine = self._engine
-        if engine is None:
-            raise LatentWorkerFailedToSubstantiate(f"worker {self.name!r} is shutting down")
+        engine = self._running_engine()
+        spec = await self._spec()
         owner = Owner(master_id(Path(self.master.basedir)), str(self.name))
-        sandbox = Sandbox(
-            engine, engine.uids, await self._spec(), owner, self.master.reactor, self._audit
-        )
+        sandbox = Sandbox(engine, engine.uids, spec, owner, self.master.reactor, self._audit)
         sandbox.on_lost = self._sandbox_lost
         sandbox.on_deadline = self._deadline_reached
         return sandbox
 
     async def _spec(self) -> ContainerSpec:
-        assert self._engine is not None
-        image = await self._engine.image(self._policy.image)
+        image = await self._running_engine().image(self._policy.image)
         return build_spec(self._policy, image, seccomp.load(self._policy.seccomp))
+
+    def _running_engine(self) -> DockerEngine:
+        if self._engine is None:
+            raise EngineError(f"worker {self.name!r} is shutting down")
+        return self._engine
 
     def _attach(self, sandbox: Sandbox) -> None:
         if sandbox is self._sandbox:
             attaching = defer.ensureDeferred(self._attach_connection(sandbox))
-            attaching.addErrback(log.err, f"while attaching to sandbox {sandbox.id}")
+            attaching.addErrback(
+                unexpected(f"worker {self.name!r}: attaching to sandbox {sandbox.id}")
+            )
             self._deferwaiter.add(attaching)
 
     async def _attach_connection(self, sandbox: Sandbox) -> None:
@@ -166,7 +168,8 @@ class SandboxLatentWorker(AbstractLatentWorker):
         return destroying
 
     def _not_destroyed(self, failure: Any) -> None:
-        log.err(failure, f"sandboxworker: worker {self.name!r}: {failure.value}")
+        failure.trap(NotDestroyed)
+        log.msg(f"sandboxworker: worker {self.name!r}: {failure.value}")
 
     # what befalls a sandbox
 

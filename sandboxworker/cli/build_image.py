@@ -99,7 +99,7 @@ def _make_tree(recipe: Recipe, tree: Path, progress: Progress) -> None:
 def _output_of(command: Sequence[str]) -> str:
     """The output, or none where the program is missing or fails: then defaults do."""
     try:
-        answer = subprocess.run(  # noqa: S603
+        answer = subprocess.run(
             command, capture_output=True, text=True, check=False, env=_environment()
         )
     except OSError:
@@ -116,7 +116,7 @@ def _run(command: Sequence[str], progress: Progress) -> None:
     """Runs a program to its end; its last lines are the explanation if it fails."""
     last: deque[str] = deque(maxlen=_LAST_LINES)
     try:
-        process = subprocess.Popen(  # noqa: S603
+        process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

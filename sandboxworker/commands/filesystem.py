@@ -95,12 +95,12 @@ def _stat_fields(line: bytes) -> tuple[int, ...] | None:
     return fields if len(fields) == len(_STAT_FORMAT.split()) else None
 
 
-class RemoveDirectory(fs.RemoveDirectory):  # type: ignore[misc]
+class RemoveDirectory(fs.RemoveDirectory):
     """``rmdir``: ``rm -rf``, once more after ``chmod`` where that fails, as upstream does."""
 
     command: Any = None
 
-    def removeSingleDir(self, path: str) -> defer.Deferred[int]:  # noqa: N802
+    def removeSingleDir(self, path: str) -> defer.Deferred[int]:
         return defer.ensureDeferred(self._remove(path))
 
     async def _remove(self, path: str) -> int:

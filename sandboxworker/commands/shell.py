@@ -70,6 +70,8 @@ class SandboxRunProcess(RunProcess):
     ``options`` are `RunProcess`'s own, except ``environ`` (a step's ``env``) and ``logfiles``.
     """
 
+    interruptSignal: str
+
     # One kill takes under a second even against a fork bomb; a slow engine needs more.
     BACKUP_TIMEOUT = 30
 
@@ -95,7 +97,7 @@ class SandboxRunProcess(RunProcess):
         merged = merge_environ(dict(self.sandbox.spec.environ), environ or {})
         self.environ = _Environment({**merged, "PWD": workdir})
 
-    def _startCommand(self) -> None:  # noqa: N802
+    def _startCommand(self) -> None:
         if self._unread_logfiles:
             names = ", ".join(self._unread_logfiles)
             self.send_update(
@@ -103,29 +105,27 @@ class SandboxRunProcess(RunProcess):
             )
         super()._startCommand()
 
-    def _spawnProcess(  # noqa: N802
+    def _spawnProcess(
         self,
-        processProtocol: Any,  # noqa: N803
+        processProtocol: Any,
         executable: Any,
         args: Any = (),
         env: Any = None,
         path: Any = None,
         uid: Any = None,
         gid: Any = None,
-        usePTY: bool = False,  # noqa: N803
-        childFDs: Any = None,  # noqa: N803
+        usePTY: bool = False,
+        childFDs: Any = None,
     ) -> SandboxProcess:
         argv = [os.fsdecode(arg) for arg in args]
-        return spawn_process(
-            self.sandbox, processProtocol, argv, dict(env), str(path), tty=usePTY
-        )
+        return spawn_process(self.sandbox, processProtocol, argv, dict(env), str(path), tty=usePTY)
 
     # signals
 
-    def isDead(self) -> bool:  # noqa: N802
-        return self.process.is_over
+    def isDead(self) -> bool:
+        return bool(self.process.is_over)
 
-    def sendSig(self, interruptSignal: str | None) -> int:  # noqa: N802, N803
+    def sendSig(self, interruptSignal: str | None) -> int:
         if interruptSignal is None:
             return 0
         try:
@@ -135,7 +135,7 @@ class SandboxRunProcess(RunProcess):
             return 0
         return 1
 
-    def doBackupTimeout(self) -> None:  # noqa: N802
+    def doBackupTimeout(self) -> None:
         """A signal that asks was not obeyed: kill; only if that fails too, give up as upstream."""
         if self.interruptSignal == "KILL":
             super().doBackupTimeout()
@@ -155,11 +155,11 @@ class SandboxRunProcess(RunProcess):
 
     # output
 
-    def addStdout(self, data: str) -> None:  # noqa: N802
+    def addStdout(self, data: str) -> None:
         if self._may_write(data):
             super().addStdout(data)
 
-    def addStderr(self, data: str) -> None:  # noqa: N802
+    def addStderr(self, data: str) -> None:
         if self._may_write(data):
             super().addStderr(data)
 

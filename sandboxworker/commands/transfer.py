@@ -41,6 +41,8 @@ class UploadFile(WorkerFileUploadCommand):
     Stops at the step's ``maxsize`` and at the policy's limits while the bytes arrive.
     """
 
+    stderr: str | None
+
     def start(self) -> defer.Deferred[Any]:
         self.sendStatus([("header", f"sending {self.path}\n")])
         uploading = defer.ensureDeferred(self._upload())
@@ -109,6 +111,8 @@ class UploadFile(WorkerFileUploadCommand):
 class _Sender(ProcessProtocol):
     """Passes a process's output on in blocks, and lets it wait while one is under way."""
 
+    transport: Any
+
     def __init__(self, blocksize: int, write: Any) -> None:
         self._blocksize = blocksize
         self._write = write
@@ -117,10 +121,10 @@ class _Sender(ProcessProtocol):
         self._ended: Failure | None = None
         self.over: defer.Deferred[int | None] = defer.Deferred()
 
-    def connectionMade(self) -> None:  # noqa: N802
+    def connectionMade(self) -> None:
         self.transport.closeStdin()
 
-    def outReceived(self, data: bytes) -> None:  # noqa: N802
+    def outReceived(self, data: bytes) -> None:
         self._buffer += data
         if not self._busy:
             self._busy = True
@@ -153,7 +157,7 @@ class _Sender(ProcessProtocol):
         if not self.transport.is_over:
             self.transport.abandon()
 
-    def processEnded(self, reason: Failure) -> None:  # noqa: N802
+    def processEnded(self, reason: Failure) -> None:
         self._ended = reason
         if not self._busy:
             self._finish_or_go_on()
@@ -162,7 +166,7 @@ class _Sender(ProcessProtocol):
         if self._ended is None:
             self.transport.resumeProducing()
         else:
-            self._tell(self._ended.value.exitCode)
+            self._tell(getattr(self._ended.value, "exitCode", None))
 
     def _tell(self, code: int | None) -> None:
         if not self.over.called:

@@ -40,7 +40,7 @@ T = TypeVar("T")
 #: Threads for control calls, for all sandboxes of one engine together.
 MAX_THREADS = 8
 #: Seconds for one control call; a start or a removal takes well under one on a sound engine.
-CALL_DEADLINE = 30.0
+CALL_DEADLINE = 30
 CONNECT_DEADLINE = 10.0
 
 
@@ -105,7 +105,9 @@ class DockerEngine:
         await self._call("resize", lambda sdk: sdk.exec_resize(exec_id, rows, columns))
 
     async def usage(self, container: str) -> Usage:
-        stats = await self._call("stats", lambda sdk: sdk.stats(container, stream=False, one_shot=True))
+        stats = await self._call(
+            "stats", lambda sdk: sdk.stats(container, stream=False, one_shot=True)
+        )
         return usage_of(stats)
 
     async def remove(self, container: str) -> None:
@@ -246,8 +248,9 @@ class DockerEngine:
     def _endpoint(self) -> Any:
         address, deadline = self._address, CONNECT_DEADLINE
         if address.is_unix:
-            return endpoints.UNIXClientEndpoint(self._reactor, address.socket_path, deadline)
-        tcp = endpoints.HostnameEndpoint(self._reactor, address.host, address.port, deadline)
+            unix: Any = endpoints.UNIXClientEndpoint
+            return unix(self._reactor, address.socket_path, deadline)
+        tcp: Any = endpoints.HostnameEndpoint(self._reactor, address.host, address.port, deadline)
         if address.cert_path is None:
             return tcp
         return endpoints.wrapClientTLS(_tls_options(address), tcp)
@@ -270,10 +273,11 @@ def _tls_options(address: EngineAddress) -> Any:
         with open(address.certificate(name), "rb") as file:
             return file.read()
 
+    client: Any = ssl.PrivateCertificate
     return ssl.optionsForClientTLS(
         address.host,
         trustRoot=ssl.Certificate.loadPEM(pem("ca.pem")),
-        clientCertificate=ssl.PrivateCertificate.loadPEM(pem("cert.pem") + b"\n" + pem("key.pem")),
+        clientCertificate=client.loadPEM(pem("cert.pem") + b"\n" + pem("key.pem")),
     )
 
 

@@ -58,26 +58,35 @@ class EngineStream(protocol.Protocol):
 
     # Twisted's side
 
-    def connectionMade(self) -> None:  # noqa: N802
+    def connectionMade(self) -> None:
         self.transport.write(self._request)
 
-    def dataReceived(self, data: bytes) -> None:  # noqa: N802
+    def dataReceived(self, data: bytes) -> None:
         if self._is_open:
             self._deliver(data)
             return
         self._buffer += data
         if _HEAD_END in self._buffer:
             self._head_received()
-        elif len(self._buffer) > _MAX_HEAD:
-            self._refuse(0, "its answer is no HTTP")
+        if not self._is_open and len(self._buffer) > _MAX_HEAD:
+            self._refuse(0, "its answer is no HTTP, or has no end")
 
     def connectionLost(self, reason: Failure = protocol.connectionDone) -> None:
         if not self._is_open:
-            self._fail(EngineUnreachable(self._engine, f"it hung up during {self._call!r}"))
+            self._hung_up()
         elif self._receiver is not None:
             receiver, self._receiver = self._receiver, None
-            clean = reason.check(error.ConnectionDone) and self._frame_left == 0
-            receiver.stream_ended(None if clean else reason.value)
+            cut = self._frame_left > 0 or bool(self._buffer)
+            clean = reason.check(error.ConnectionDone) and not cut
+            receiver.stream_ended(None if clean else _why(reason, cut))
+
+    def _hung_up(self) -> None:
+        """Before the stream was open: with a refusal that ended by the hang-up, or with nothing."""
+        head, end, rest = bytes(self._buffer).partition(_HEAD_END)
+        if end and self._status(head):
+            self._refuse(self._status(head), self._message(rest))
+        else:
+            self._fail(EngineUnreachable(self._engine, f"it hung up during {self._call!r}"))
 
     # the answer's head
 
@@ -180,3 +189,10 @@ class EngineStream(protocol.Protocol):
         self._receiver = None
         if self.transport is not None:
             self.transport.abortConnection()
+
+
+def _why(reason: Failure, cut: bool) -> Exception:
+    """Why a stream is over that should not be."""
+    if cut and reason.check(error.ConnectionDone):
+        return error.ConnectionLost("it was cut inside a frame")
+    return reason.value if isinstance(reason.value, Exception) else error.ConnectionLost()

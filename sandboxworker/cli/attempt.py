@@ -1,0 +1,255 @@
+"""One run of ``sandboxworker try``: pack, start, copy, run, sum up, destroy."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+from rich.console import Console
+from twisted.internet import defer, task
+from twisted.internet.protocol import ProcessProtocol
+from twisted.python.failure import Failure
+
+from sandboxworker import seccomp
+from sandboxworker.cli.worktree import Packed, pack
+from sandboxworker.commands.budget import Budget
+from sandboxworker.engine.address import resolve
+from sandboxworker.engine.docker import DockerEngine
+from sandboxworker.engine.interface import Usage
+from sandboxworker.errors import NotDestroyed, SandboxworkerError
+from sandboxworker.policy import SandboxPolicy, show_seconds, show_size
+from sandboxworker.process import run, spawn_process
+from sandboxworker.sandbox import Owner, Sandbox
+from sandboxworker.spec import build_spec
+
+DEADLINE_OVER = 124
+_UNKNOWN_END = 125
+
+#: Where the files are put, below the workspace.
+_WORK = "work"
+
+
+@attrs.frozen
+class Outcome:
+    """How a command ended: what to tell, and the exit code."""
+
+    text: str
+    exit_code: int
+
+
+def run_attempt(
+    policy: SandboxPolicy, engine: str | None, directory: Path, command: Sequence[str]
+) -> int:
+    """Do it all, with a reactor of its own; the exit code.
+
+    Raises `SandboxworkerError` for what is not the command's own doing.
+    """
+    address = resolve(engine)
+    attempt = _Attempt(policy, command)
+    packed = pack(directory)
+    with packed.archive:
+        return _react(lambda reactor: attempt.run(DockerEngine(address, reactor), reactor, packed))
+
+
+def _react(main: Any) -> int:
+    """Run a coroutine to its end; its result, or its error."""
+    ended: list[Any] = []
+
+    def started(reactor: Any) -> defer.Deferred[None]:
+        running = defer.ensureDeferred(main(reactor))
+        return running.addBoth(ended.append)
+
+    with contextlib.suppress(SystemExit):  # What it exits with says no more than `ended`.
+        task.react(started)
+    if isinstance(ended[0], Failure):
+        ended[0].raiseException()
+    return int(ended[0])
+
+
+class _Attempt:
+    """The steps of one run, in their order."""
+
+    def __init__(self, policy: SandboxPolicy, command: Sequence[str]) -> None:
+        self._policy = policy
+        self._command = command
+        self._console = Console(stderr=True, highlight=False)
+        self._interrupted: defer.Deferred[Outcome] = defer.Deferred()
+
+    async def run(self, engine: DockerEngine, reactor: Any, packed: Packed) -> int:
+        self._catch_signals(reactor)
+        try:
+            return await self._with_sandbox(engine, reactor, packed)
+        finally:
+            await engine.close()
+
+    def _catch_signals(self, reactor: Any) -> None:
+        def caught(number: int, _frame: Any) -> None:
+            reactor.callFromThread(self._interrupt, number)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, caught)
+
+    def _interrupt(self, number: int) -> None:
+        if not self._interrupted.called:
+            self._interrupted.callback(Outcome("interrupted", 128 + number))
+
+    async def _with_sandbox(self, engine: DockerEngine, reactor: Any, packed: Packed) -> int:
+        policy = self._policy
+        image = await engine.image(policy.image)
+        spec = build_spec(policy, image, seccomp.load(policy.seccomp))
+        owner = Owner(f"try-{secrets.token_hex(8)}")
+        sandbox = Sandbox(engine, engine.uids, spec, owner, reactor)
+        begin = time.monotonic()
+        try:
+            outcome = await self._or_interrupted(self._use(sandbox, packed))
+            usage = await sandbox.usage()
+        finally:
+            await self._destroy(sandbox)
+        self._sum_up(outcome, time.monotonic() - begin, usage)
+        return outcome.exit_code
+
+    async def _or_interrupted(self, work: Coroutine[Any, Any, Outcome]) -> Outcome:
+        """The work's outcome, or that of Ctrl-C, whichever is first."""
+        working = defer.ensureDeferred(work)
+        # Errors as values: DeferredList would wrap them.
+        first = defer.DeferredList(
+            [working, self._interrupted],
+            fireOnOneCallback=True,
+            fireOnOneErrback=True,
+            consumeErrors=True,
+        )
+        try:
+            outcome, _ = await first
+        except defer.FirstError as error:
+            error.subFailure.raiseException()
+        return outcome
+
+    async def _use(self, sandbox: Sandbox, packed: Packed) -> Outcome:
+        policy = self._policy
+        if packed.size > policy.disk:
+            raise SandboxworkerError(
+                f"the directory's files ({_megabytes(packed.size)}) do not fit",
+                details=f"the policy's disk is {show_size(policy.disk)}",
+                resolution="Raise disk in the policy, or have git ignore what is not needed",
+            )
+        with self._console.status(f"starting a sandbox of {policy.image}"):
+            await sandbox.start()
+        text = f"copying {packed.files} files, {_megabytes(packed.size)}"
+        with self._console.status(text):
+            await self._copy(sandbox, packed)
+        return await self._run_command(sandbox)
+
+    async def _copy(self, sandbox: Sandbox, packed: Packed) -> None:
+        completed = await run(
+            sandbox, ("tar", "-xpf", "-"), directory=self._directory(), stdin=packed.archive
+        )
+        if completed.exit_code != 0:
+            said = completed.stderr.decode(errors="replace").strip().splitlines()[-1:]
+            raise SandboxworkerError(
+                "the files could not be copied into the sandbox",
+                details="".join(said) or "tar said nothing",
+                resolution="The image needs tar; the policy's disk and disk_inodes must suffice",
+            )
+
+    def _directory(self) -> str:
+        return f"{self._policy.workspace}/{_WORK}"
+
+    async def _run_command(self, sandbox: Sandbox) -> Outcome:
+        output = _Output(Budget(self._policy))
+        sandbox.on_deadline = output.deadline
+        sandbox.on_lost = output.lost
+        environ = {**dict(sandbox.spec.environ), "PWD": self._directory()}
+        spawn_process(sandbox, output, self._command, environ, self._directory())
+        outcome = await output.outcome
+        if output.deadline_over:
+            return Outcome(
+                f"max_runtime of {show_seconds(self._policy.max_runtime)} is over", DEADLINE_OVER
+            )
+        return outcome
+
+    async def _destroy(self, sandbox: Sandbox) -> None:
+        try:
+            await sandbox.destroy()
+        except NotDestroyed as error:
+            self._console.print(
+                f"sandboxworker: {error}", style="red", markup=False, soft_wrap=True
+            )
+
+    def _sum_up(self, outcome: Outcome, seconds: float, usage: Usage) -> None:
+        parts = [outcome.text, f"{seconds:.1f} s"]
+        if usage.memory_peak is not None:
+            parts.append(f"peak memory {_megabytes(usage.memory_peak)}")
+        if usage.cpu_seconds is not None:
+            parts.append(f"CPU {usage.cpu_seconds:.1f} s")
+        style = "green" if outcome.exit_code == 0 else "red"
+        self._console.print(
+            "sandboxworker: " + ", ".join(parts), style=style, markup=False, soft_wrap=True
+        )
+
+
+class _Output(ProcessProtocol):
+    """Passes a command's output on to ours, within the policy's limits."""
+
+    transport: Any
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._passed: str | None = None
+        self._lost: Exception | None = None
+        self.deadline_over = False
+        self.outcome: defer.Deferred[Outcome] = defer.Deferred()
+
+    def connectionMade(self) -> None:
+        self.transport.closeStdin()
+
+    def outReceived(self, data: bytes) -> None:
+        self._pass_on(sys.stdout, data)
+
+    def errReceived(self, data: bytes) -> None:
+        self._pass_on(sys.stderr, data)
+
+    def _pass_on(self, stream: Any, data: bytes) -> None:
+        if self._passed is not None:
+            return
+        self._passed = self._budget.output(len(data))
+        if self._passed is not None:
+            self._kill()
+            return
+        stream.buffer.write(data)
+        stream.buffer.flush()
+
+    def _kill(self) -> None:
+        if not self.transport.is_over:
+            self.transport.signalProcess("KILL")
+
+    def deadline(self) -> None:
+        self.deadline_over = True
+        self._kill()
+
+    def lost(self, reason: Exception) -> None:
+        self._lost = reason
+
+    def processEnded(self, reason: Failure) -> None:
+        value: Any = reason.value
+        if self._lost is not None:
+            self.outcome.errback(self._lost)
+        elif self._passed is not None:
+            self.outcome.callback(Outcome(self._passed.removeprefix("sandboxworker: "), 137))
+        elif value.signal is not None:
+            self.outcome.callback(
+                Outcome(f"killed by signal {value.signal}", 128 + int(value.signal))
+            )
+        else:
+            code = _UNKNOWN_END if value.exitCode is None else int(value.exitCode)
+            self.outcome.callback(Outcome(f"exit code {code}", code))
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1024 / 1024:.1f} MiB"
