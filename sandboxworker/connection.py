@@ -17,7 +17,7 @@ from sandboxworker.commands.budget import Budget
 from sandboxworker.errors import SandboxworkerError
 from sandboxworker.policy import SandboxPolicy
 from sandboxworker.sandbox import Sandbox
-from sandboxworker.secrets import SecretRefused, check_command
+from sandboxworker.secrets import SecretRefused, decide
 
 
 class SandboxConnection(null.Connection):
@@ -114,14 +114,17 @@ class SandboxConnection(null.Connection):
         self, remote: Any, builder: str, command_id: str, name: str, args: dict[str, Any]
     ) -> None:
         try:
-            check_command(remote.step, name, args, self._policy)
+            decision = decide(remote.step, name, args, self._policy)
         except SecretRefused as refusal:
+            self._record_secrets("refused", refusal.names, remote)
             _refuse(remote, refusal)
             return
+        self._record_secrets("released", decision.released, remote)
         self._budget.enter(remote.step)
         command = SandboxCommand(
             self.sandbox,
             self._budget,
+            decision.withheld,
             COMMANDS,
             builddir=self._builddirs[builder],
             on_complete=lambda: self._forget(command_id),
@@ -134,6 +137,10 @@ class SandboxConnection(null.Connection):
         running = command.command.doStart()
         running.addCallback(lambda _: None)
         running.addBoth(command.command_complete)
+
+    def _record_secrets(self, what: str, names: Sequence[str], remote: Any) -> None:
+        for name in names:
+            self.sandbox.record(f"secret.{what}", secret=name, step=str(remote.step.name))
 
     def _forget(self, command_id: str) -> None:
         self._commands.pop(command_id, None)

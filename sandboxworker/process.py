@@ -415,7 +415,7 @@ class _Consumer:
 
 
 def _length(file: Any) -> int:
-    here = file.tell()
+    here: int = file.tell()
     end: int = file.seek(0, io.SEEK_END)
     file.seek(here)
     return end - here

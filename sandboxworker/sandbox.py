@@ -149,18 +149,13 @@ class Sandbox:
         if state not in _TRANSITIONS[self.state]:
             raise AssertionError(f"sandbox {self.id}: {self.state.value} -> {state.value}")
         self.state = state
-        self._audit(
-            Event(
-                f"sandbox.{state.value}",
-                self.id,
-                {
-                    "worker": self.owner.worker,
-                    "engine": self.engine.name,
-                    "container": self._container,
-                    **fields,
-                },
-            )
+        self.record(
+            f"sandbox.{state.value}", engine=self.engine.name, container=self._container, **fields
         )
+
+    def record(self, event: str, **fields: Any) -> None:
+        """Tell the audit log what happened in this sandbox."""
+        self._audit(Event(event, self.id, {"worker": self.owner.worker, **fields}))
 
     # start
 
@@ -247,7 +242,7 @@ class Sandbox:
 
     def _deadline(self) -> None:
         self._timer = self.reactor.callLater(DEADLINE_GRACE, self.destroy)
-        self._audit(Event("sandbox.deadline", self.id, {"seconds": self.spec.max_runtime}))
+        self.record("sandbox.deadline", seconds=self.spec.max_runtime)
         self.on_deadline()
 
     def _stop_clock(self) -> None:

@@ -11,11 +11,15 @@ import posixpath
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import attrs
 from buildbot.steps.download_secret_to_worker import DownloadSecretsToWorker
 
 from sandboxworker.errors import Actor, SandboxworkerError
 from sandboxworker.policy import SandboxPolicy
 from sandboxworker.spec import SECRETS_PATH
+
+#: Shorter values stand in every other text by chance.
+_SHORTEST = 4
 
 
 class SecretRefused(SandboxworkerError):
@@ -32,33 +36,61 @@ class SecretRefused(SandboxworkerError):
         )
 
 
+@attrs.frozen
+class Decision:
+    """What a command may carry: names that are released with it, values that it must not have.
+
+    ``withheld``: value to name.
+    """
+
+    released: tuple[str, ...] = ()
+    withheld: Mapping[str, str] = attrs.Factory(dict)
+
+
 def used_secrets(properties: Any) -> Mapping[str, str]:
     """The secrets that this build's renderables have asked for so far: value to name."""
     used: Mapping[str, str] = properties._used_secrets
     return {value: name.strip("<>") for value, name in used.items()}
 
 
-def check_command(step: Any, command: str, args: Mapping[str, Any], policy: SandboxPolicy) -> None:
-    """Refuse a command that would carry a secret where it must not go.
+def decide(step: Any, command: str, args: Mapping[str, Any], policy: SandboxPolicy) -> Decision:
+    """Release or refuse the secrets that a command would carry into the sandbox.
 
-    Raises `SecretRefused` before a byte of it has left the master.
+    Raises `SecretRefused` before a byte of them has left the master.
     """
     used = used_secrets(step.build.properties)
     if isinstance(step, DownloadSecretsToWorker) and command == "downloadFile":
-        _check_file(step, str(args["workerdest"]), used, policy)
-        return
-    names = sorted({used[value] for value in used for text in _texts(args) if value in text})
+        return Decision(released=_released(step, str(args["workerdest"]), used, policy))
+    withheld = {value: name for value, name in used.items() if len(value) >= _SHORTEST}
+    names = found_in(withheld, _texts(args))
     if names:
         raise SecretRefused(
             names,
             f"it stands in the arguments of {command!r}, where every process could read it",
-            "Hand it over as a file: BuildFactory(..., withSecrets=[(path, Secret(name))])",
+            _AS_A_FILE,
         )
+    return Decision(withheld=withheld)
 
 
-def _check_file(step: Any, path: str, used: Mapping[str, str], policy: SandboxPolicy) -> None:
-    content = _content(step, path)
-    names = sorted({name for value, name in used.items() if value in content})
+_AS_A_FILE = (
+    f"Hand it over as a file: factory.withSecrets([('{SECRETS_PATH}/name', Secret('name'))])"
+)
+
+
+def found_in(withheld: Mapping[str, str], texts: Iterable[str]) -> list[str]:
+    """The names of the secrets whose values stand in these texts."""
+    return sorted({name for text in texts for value, name in withheld.items() if value in text})
+
+
+def refuse_content(names: Iterable[str]) -> SecretRefused:
+    """For a file on its way to the workspace that has a secret in it."""
+    return SecretRefused(names, "a file on its way to the workspace contains it", _AS_A_FILE)
+
+
+def _released(
+    step: Any, path: str, used: Mapping[str, str], policy: SandboxPolicy
+) -> tuple[str, ...]:
+    names = found_in(used, [_content(step, path)])
     if not _is_below_secrets(path):
         raise SecretRefused(
             names,
@@ -72,6 +104,7 @@ def _check_file(step: Any, path: str, used: Mapping[str, str], policy: SandboxPo
             "the policy of this worker does not release it",
             f"To allow it: SandboxPolicy(..., secrets={refused!r}), for trusted builds only",
         )
+    return tuple(names)
 
 
 def _content(step: Any, path: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import posixpath
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from buildbot_worker.pb import ProtocolCommandPb
@@ -37,6 +37,7 @@ class SandboxCommand(ProtocolCommandPb):
         self,
         sandbox: Sandbox,
         budget: Budget,
+        withheld: Mapping[str, str],
         commands: dict[str, Callable[..., Any]],
         *,
         builddir: str,
@@ -48,6 +49,8 @@ class SandboxCommand(ProtocolCommandPb):
     ) -> None:
         self.sandbox = sandbox
         self.budget = budget
+        #: Secrets that no file may carry into the workspace: value to name.
+        self.withheld = withheld
         workspace = sandbox.spec.workspace
         super().__init__(
             ENCODING,

@@ -16,6 +16,7 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
 from sandboxworker.process import SandboxProcess, run, spawn_process
+from sandboxworker.secrets import found_in, refuse_content
 
 #: Bytes of a download that go through one exec, and are held in memory meanwhile.
 _PORTION = 8 * 1024 * 1024
@@ -180,6 +181,8 @@ class DownloadFile(WorkerFileDownloadCommand):
     over every transport, and holds no more than one portion in memory.
     """
 
+    _before = ""
+
     def start(self) -> defer.Deferred[Any]:
         downloading = defer.ensureDeferred(self._download())
         downloading.addBoth(self.finished)
@@ -195,6 +198,18 @@ class DownloadFile(WorkerFileDownloadCommand):
                     await self._put(_APPEND, portion)
         finally:
             await self.protocol_command.protocol_update_read_file_close(self.reader)
+
+    def _carries_a_secret(self, portion: bytes) -> bool:
+        """Whether it, or what stands across the border to the portion before, is withheld."""
+        withheld = self.protocol_command.withheld
+        if not withheld:
+            return False
+        text = self._before + portion.decode("utf-8", "replace")
+        names = found_in(withheld, [text])
+        self._before = text[-max(map(len, withheld)) :]
+        if names:
+            self.stderr, self.rc = f"sandboxworker: {refuse_content(names)}", 1
+        return bool(names)
 
     async def _read_portion(self) -> tuple[bytes, bool]:
         """Up to a portion of the file, and whether there may be more."""
@@ -218,6 +233,8 @@ class DownloadFile(WorkerFileDownloadCommand):
         return int(self.blocksize if left is None else min(self.blocksize, left))
 
     async def _put(self, script: str, portion: bytes) -> None:
+        if self._carries_a_secret(portion):
+            return
         mode = "" if self.mode is None else f"{self.mode:o}"
         completed = await run(
             self.protocol_command.sandbox,

@@ -195,10 +195,13 @@ class DockerEngine:
 
     def _work(self, call: str, work: Callable[[Any], T], given_up: threading.Event) -> T:
         """In a thread: the SDK's errors become ours."""
-        if given_up.is_set():  # It waited for a thread past its deadline: it must not act now.
-            raise self._timeout(call, CALL_DEADLINE)
         try:
-            return work(self._sdk())
+            with self._client_lock:
+                # It waited for a thread, or for the lock, past its deadline: it must not act now.
+                if given_up.is_set():
+                    raise self._timeout(call, CALL_DEADLINE)
+                sdk = self._sdk()
+            return work(sdk)
         except docker.errors.APIError as error:
             status = getattr(error.response, "status_code", 0) or 0
             raise EngineRefused(self.name, call, status, _explanation(error)) from None
@@ -208,15 +211,14 @@ class DockerEngine:
             raise EngineUnreachable(self.name, _root_cause(error)) from None
 
     def _sdk(self) -> Any:
-        """In a thread: the client, made when first needed, since making one asks the engine."""
-        with self._client_lock:
-            if self._client is None:
-                self._client = docker.APIClient(
-                    **self._address.sdk_arguments(),
-                    timeout=CALL_DEADLINE,
-                    max_pool_size=MAX_THREADS,
-                )
-            return self._client
+        """In a thread, under the lock: the client; making one asks the engine for its version."""
+        if self._client is None:
+            self._client = docker.APIClient(
+                **self._address.sdk_arguments(),
+                timeout=CALL_DEADLINE,
+                max_pool_size=MAX_THREADS,
+            )
+        return self._client
 
     async def _open(
         self,
