@@ -30,13 +30,13 @@ from sandboxworker.unexpected import unexpected
 
 _SIGNALS = "HUP INT QUIT ALRM TERM PIPE USR1 USR2"
 
-#: $1 the word, $2 the directory, $3 bytes of stdin (or -), then the command.
+#: $1 the word, $2 the directory, $3 bytes of stdin (or -), $4 variables to forget, the command.
 #: The innermost subshell becomes the command. The one around it waits and passes the exit status
 #: on; shells say on their stderr when a child died by a signal (except INT and PIPE), and that
 #: stderr goes down the same pipe. The reader at its end tells what came.
 #: All but the command ignore the signals that are meant for it.
 LAUNCH = f"""\
-w=$1 d=$2 n=$3; shift 3
+w=$1 d=$2 n=$3 u=$4; shift 4
 [ -d "$d" ] || mkdir -p -- "$d" || exit 125
 cd -- "$d" || exit 125
 trap '' {_SIGNALS}
@@ -45,7 +45,7 @@ printf '%s %s\\n' "$w" "$$"
 input() {{
 if [ "$n" = - ]; then wait_for "$@"; else head -c "$n" 2>/dev/null | wait_for "$@"; fi
 }}
-wait_for() {{ ( trap - {_SIGNALS}; unset OLDPWD; exec >&3 2>&4 3>&- 4>&-; exec "$@" ); echo "$?"; }}
+wait_for() {{ ( trap - {_SIGNALS}; unset $u; exec >&3 2>&4 3>&- 4>&-; exec "$@" ); echo "$?"; }}
 {{ input "$@"; }} 2>&1 | {{
 k=exit s=
 while read -r l; do [ -z "$s" ] || k=signal; s=$l; done
@@ -56,12 +56,29 @@ exit "$s"
 """
 
 
+#: What shells and runtimes set on their own.
+_UNASKED = ("HOME", "OLDPWD", "PATH", "PWD", "SHLVL")
+
+
 def launch(
-    word: str, directory: str, argv: Sequence[str], stdin: int | None = None
+    word: str,
+    directory: str,
+    argv: Sequence[str],
+    stdin: int | None = None,
+    environ: Mapping[str, str] | None = None,
 ) -> tuple[str, ...]:
-    """The exec's argv for a command; ``stdin`` is how many bytes it will get, None for no end."""
+    """The exec's argv for a command.
+
+    ``stdin``: how many bytes it will get, None for no end;
+    ``environ``: what it shall see, None where that does not matter.
+    """
     size = "-" if stdin is None else str(stdin)
-    return ("/bin/sh", "-c", LAUNCH, "sh", word, directory, size, *argv)
+    forget = [name for name in _UNASKED if environ is not None and name not in environ]
+    return (
+        *("/bin/sh", "-c", LAUNCH, "sh", word, directory, size),
+        " ".join(forget) or "OLDPWD",
+        *argv,
+    )
 
 
 #: How long the last output of a killed command is waited for.
@@ -192,7 +209,7 @@ class SandboxProcess:
     async def _run(self) -> None:
         stdin, size = self._whole_stdin()
         streaming = stdin is None and self._stdin_open
-        argv = launch(self._word, self._directory, self._argv, size)
+        argv = launch(self._word, self._directory, self._argv, size, self._environ)
         try:
             self._exec_id, self._stream = await self.sandbox.exec(
                 argv,
@@ -239,11 +256,12 @@ class SandboxProcess:
         output = marked.feed(data)
         if channel == STDOUT and self.pid is None and marked.words:
             self.pid = _number(marked.words.pop(0))
+            self._send_early_signal()
         if output:
             self._give(channel, output)
         if self._is_told():
             kind, _, status = self._marked[STDOUT].words[0].partition(" ")
-            self._end(Ended.told(kind, min(_number(status), 255)))
+            self._end(self._told(kind, min(_number(status), 255)))
 
     def _is_told(self) -> bool:
         """The end is told on each stream behind the last byte of that stream."""
@@ -267,11 +285,15 @@ class SandboxProcess:
         if status is None:
             self.sandbox.lose(reason or SandboxGone(self.sandbox.id, "unsure of a command's end"))
             self._end(Ended())
-        elif self._signalled is not None and status == 128 + self._signalled:
-            self._end(Ended(signal=self._signalled))
         else:
             # Our shell itself was ended from inside, by a signal as a rule.
-            self._end(Ended.told("signal", status))
+            self._end(self._told("signal", status))
+
+    def _told(self, kind: str, status: int) -> Ended:
+        """A status that our own signal explains is that signal, whatever the shell made of it."""
+        if self._signalled is not None and status == 128 + self._signalled:
+            return Ended(signal=self._signalled)
+        return Ended.told(kind, status)
 
     def _give(self, channel: int, data: bytes) -> None:
         if self._over or channel in self._closed:
@@ -348,12 +370,25 @@ class SandboxProcess:
         if number == signal.SIGKILL:
             self._kill()
         elif self.pid is not None:
-            name = signal.Signals(number).name.removeprefix("SIG")
-            sending = defer.ensureDeferred(self.sandbox.signal(name, -self.pid))
-            sending.addErrback(unexpected(f"sandbox {self.sandbox.id}: sending SIG{name}"))
+            self._send_signal(number, self.pid)
+
+    def _send_early_signal(self) -> None:
+        """What was sent before there was anybody to receive it."""
+        if self._signalled is not None and self.pid is not None:
+            self._send_signal(self._signalled, self.pid)
+
+    def _send_signal(self, number: int, pid: int) -> None:
+        name = signal.Signals(number).name.removeprefix("SIG")
+        sending = defer.ensureDeferred(self.sandbox.signal(name, -pid))
+        sending.addErrback(unexpected(f"sandbox {self.sandbox.id}: sending SIG{name}"))
 
     def _kill(self) -> None:
-        """Everything dies, also what has left the session; then the streams end by themselves."""
+        """Everything dies, also what has left the session; then the streams end by themselves.
+
+        Its output is read on, and dropped: the engine's kill hangs behind an unread stream.
+        """
+        self._closed |= {STDOUT, STDERR}
+        self.resumeProducing()
         killing = defer.ensureDeferred(self.sandbox.kill_all())
         killing.addCallback(lambda _: self._end_soon(Ended(signal=int(signal.SIGKILL))))
         killing.addErrback(unexpected(f"sandbox {self.sandbox.id}: killing a command"))

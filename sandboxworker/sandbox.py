@@ -303,10 +303,10 @@ class Sandbox:
     async def signal(self, name: str, pid: int) -> int | None:
         """Send a signal to a process (-1: all, other negatives: a group); kill's exit code."""
         over: defer.Deferred[None] = defer.Deferred()
-        over.addTimeout(KILL_DEADLINE, self.reactor)
         # Not "kill -s NAME -- PID": busybox knows no "--" there, and dash needs it.
         argv = ("/bin/sh", "-c", 'kill "-$1" "$2"', "sh", name, str(pid))
         exec_id, stream = await self.exec(argv, _Waiter(over))
+        over.addTimeout(KILL_DEADLINE, self.reactor)
         try:
             await over
         except defer.TimeoutError:
@@ -394,7 +394,7 @@ class Sandbox:
             try:
                 for container in await self._containers():
                     await self.engine.remove(container)
-                if not await self._containers():
+                if await self._is_gone():
                     return
             except EngineError as error:
                 reason = str(error)
@@ -404,11 +404,15 @@ class Sandbox:
 
     async def _containers(self) -> list[str]:
         """Our container; found by label where a create call's own answer was lost."""
+        if self._container is not None:
+            return [self._container]
+        labels = {f"{LABEL}.sandbox": self.id}
+        return [found.id for found in await self.engine.list(labels)]
+
+    async def _is_gone(self) -> bool:
         if self._container is None:
-            labels = {f"{LABEL}.sandbox": self.id}
-            return [found.id for found in await self.engine.list(labels)]
-        found = await self.engine.inspect(self._container)
-        return [] if found is None else [self._container]
+            return not await self._containers()
+        return await self.engine.inspect(self._container) is None
 
 
 class _Keeper:

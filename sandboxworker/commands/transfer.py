@@ -85,7 +85,8 @@ class UploadFile(WorkerFileUploadCommand):
         """Hand a block to the master; whether more is wanted."""
         if self.interrupted:
             return False
-        too_much = self.remaining is not None and len(block) > self.remaining
+        # A file of exactly that size fails as well, as it does on Buildbot's own worker.
+        too_much = self.remaining is not None and len(block) >= self.remaining
         if too_much:
             block = block[: self.remaining]
             self._fail(f"Maximum filesize reached, truncating file '{self.path}'")

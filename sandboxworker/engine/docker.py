@@ -165,10 +165,8 @@ class DockerEngine:
 
     # how
 
-    async def _call(
-        self, call: str, work: Callable[[Any], T], deadline: float = CALL_DEADLINE
-    ) -> T:
-        """Run one SDK call in a thread of ours; answer or raise within ``deadline`` seconds."""
+    async def _call(self, call: str, work: Callable[[Any], T]) -> T:
+        """Run one SDK call in a thread of ours; answer or raise within `CALL_DEADLINE`."""
         self._start_threads()
         given_up = threading.Event()
         pending = threads.deferToThreadPool(
@@ -177,13 +175,13 @@ class DockerEngine:
 
         def timed_out(_result: Any, _seconds: float) -> Any:
             given_up.set()
-            raise self._timeout(call, deadline)
+            raise self._timeout(call)
 
-        pending.addTimeout(deadline, self._reactor, timed_out)
+        pending.addTimeout(CALL_DEADLINE, self._reactor, timed_out)
         return await pending
 
-    def _timeout(self, call: str, deadline: float) -> EngineTimeout:
-        return EngineTimeout(self.name, call, deadline)
+    def _timeout(self, call: str) -> EngineTimeout:
+        return EngineTimeout(self.name, call, CALL_DEADLINE)
 
     def _start_threads(self) -> None:
         """Once; and have them stopped with the reactor, should nobody close this engine."""
@@ -199,16 +197,17 @@ class DockerEngine:
             with self._client_lock:
                 # It waited for a thread, or for the lock, past its deadline: it must not act now.
                 if given_up.is_set():
-                    raise self._timeout(call, CALL_DEADLINE)
+                    raise self._timeout(call)
                 sdk = self._sdk()
             return work(sdk)
         except docker.errors.APIError as error:
             status = getattr(error.response, "status_code", 0) or 0
             raise EngineRefused(self.name, call, status, _explanation(error)) from None
-        except requests.exceptions.ReadTimeout:
-            raise self._timeout(call, CALL_DEADLINE) from None
         except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
-            raise EngineUnreachable(self.name, _root_cause(error)) from None
+            cause = _root_cause(error)
+            if isinstance(cause, TimeoutError):
+                raise self._timeout(call) from None
+            raise EngineUnreachable(self.name, _words(cause)) from None
 
     def _sdk(self) -> Any:
         """In a thread, under the lock: the client; making one asks the engine for its version."""
@@ -237,7 +236,7 @@ class DockerEngine:
 
         def timed_out(_result: Any, _seconds: float) -> Any:
             stream.abort()
-            raise self._timeout(call, CALL_DEADLINE)
+            raise self._timeout(call)
 
         opening.addTimeout(CALL_DEADLINE, self._reactor, timed_out)
         return await opening
@@ -287,10 +286,14 @@ def _explanation(error: docker.errors.APIError) -> str:
     return str(error.explanation or error).strip()
 
 
-def _root_cause(error: BaseException) -> str:
-    """The innermost reason: SDKs wrap "connection refused" several times over."""
+def _root_cause(error: BaseException) -> BaseException:
+    """The innermost error: SDKs wrap "connection refused" several times over."""
     while error.__cause__ is not None or error.__context__ is not None:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return error
+
+
+def _words(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
