@@ -5,32 +5,72 @@ Does not import ``buildbot.test``, which would turn every warning of the process
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 from buildbot.config.master import MasterConfig
+from buildbot.interfaces import IConfigLoader
 from buildbot.master import BuildMaster
+from buildbot.plugins import steps, util
 from buildbot.process.factory import BuildFactory
 from buildbot.process.results import Results
 from buildbot.schedulers.triggerable import Triggerable
 from twisted.internet import defer, reactor, task
+from twisted.logger import globalLogPublisher
+from twisted.python.failure import Failure
 from zope.interface import implementer
-from buildbot.interfaces import IConfigLoader
 
-BUILD_DEADLINE = 120.0
+from sandboxworker.worker import master_id
+
+BUILD_DEADLINE = 90.0
+_PAUSE = 0.03
 
 
-@implementer(IConfigLoader)
-@attrs.define
-class DictionaryLoader:
-    """A configuration that a test made; may be replaced before a reconfigure."""
+# ---- what a master builds ------------------------------------------------------------------------
 
-    config: dict[str, Any]
 
-    def loadConfig(self) -> MasterConfig:  # noqa: N802
-        return MasterConfig.loadFromDict(self.config, "<test>")
+def shell(command: Any, name: str, **more: Any) -> Any:
+    """A shell step; a failing one fails the build but lets the next step run."""
+    return steps.ShellCommand(command=command, name=name, logEnviron=False, **more)
+
+
+def configuration(
+    workers: list[Any], build: Iterable[Any] | BuildFactory = (), **more: Any
+) -> dict[str, Any]:
+    """A master with a builder ``b`` that runs these steps on any of these workers."""
+    factory = build if isinstance(build, BuildFactory) else BuildFactory(build)
+    return _configuration(workers, {"b": ([worker.name for worker in workers], factory)}, more)
+
+
+def one_builder_each(workers: list[Any], **more: Any) -> dict[str, Any]:
+    """A master with a builder of each worker's name; `RealMaster.run` gives it its steps."""
+    builders = {worker.name: ([worker.name], BuildFactory()) for worker in workers}
+    return _configuration(workers, builders, more)
+
+
+def _configuration(
+    workers: list[Any], builders: Mapping[str, tuple[list[str], BuildFactory]], more: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "workers": workers,
+        "builders": [
+            util.BuilderConfig(name=name, workernames=names, factory=factory)
+            for name, (names, factory) in builders.items()
+        ],
+        "schedulers": [Triggerable(name="go", builderNames=list(builders))],
+        "protocols": {},
+        "buildbotNetUsageData": None,
+        "collapseRequests": False,
+        "multiMaster": True,
+        "title": "test",
+        **more,
+    }
+
+
+# ---- what became of it ---------------------------------------------------------------------------
 
 
 @attrs.frozen
@@ -42,9 +82,24 @@ class StepResult:
     state: str
     logs: Mapping[str, str]
 
+    def _part(self, channel: str) -> str:
+        lines = self.logs.get("stdio", "").split("\n")
+        return "\n".join(line[1:] for line in lines if line.startswith(channel))
+
     @property
-    def stdio(self) -> str:
-        return self.logs.get("stdio", "")
+    def out(self) -> str:
+        """What it wrote to stdout."""
+        return self._part("o")
+
+    @property
+    def err(self) -> str:
+        """What it wrote to stderr."""
+        return self._part("e")
+
+    @property
+    def headers(self) -> str:
+        """What Buildbot and the worker said about it."""
+        return self._part("h")
 
 
 @attrs.frozen
@@ -57,8 +112,8 @@ class BuildResult:
     steps: tuple[StepResult, ...]
     properties: Mapping[str, Any]
 
-    def step(self, name: str) -> StepResult:
-        return next(step for step in self.steps if step.name == name)
+    def __getitem__(self, name: str) -> StepResult:
+        return {step.name: step for step in self.steps}[name]
 
     @property
     def log(self) -> str:
@@ -66,56 +121,76 @@ class BuildResult:
         return "\n".join(text for step in self.steps for text in step.logs.values())
 
 
-def configuration(
-    workers: list[Any], steps: list[Any] | BuildFactory, **more: Any
-) -> dict[str, Any]:
-    """A master with one builder, ``b``, that runs these steps on these workers."""
-    from buildbot.plugins import util
+# ---- the master ----------------------------------------------------------------------------------
 
-    factory = steps if isinstance(steps, BuildFactory) else util.BuildFactory(steps)
-    return {
-        "workers": workers,
-        "builders": [
-            util.BuilderConfig(
-                name="b", workernames=[worker.name for worker in workers], factory=factory
-            )
-        ],
-        "schedulers": [Triggerable(name="go", builderNames=["b"])],
-        "protocols": {},
-        "buildbotNetUsageData": None,
-        "multiMaster": True,
-        "db": {"db_url": "sqlite://"},
-        "title": "test",
-        **more,
-    }
+
+@implementer(IConfigLoader)
+@attrs.define
+class _DictionaryLoader:
+    """A configuration that a test made; may be replaced before a reconfigure."""
+
+    config: dict[str, Any]
+
+    def loadConfig(self) -> MasterConfig:
+        return MasterConfig.loadFromDict(self.config, "<test>")
 
 
 class RealMaster:
-    """One running master; `stop` it."""
+    """One running master; `stop` it, or use `running_master`.
+
+    ``errors``: every error that anything in this process has logged meanwhile.
+    """
 
     def __init__(self, basedir: Path, config: dict[str, Any]) -> None:
-        config.setdefault("db", {})
         self.basedir = basedir
-        self.loader = DictionaryLoader({**config, "db": {"db_url": f"sqlite:///{basedir}/db"}})
-        self.master = BuildMaster(str(basedir), reactor=reactor, config_loader=self.loader)
+        self.id = master_id(basedir)
+        self.errors: list[str] = []
+        self._database = {"db_url": f"sqlite:///{basedir}/db"}
+        self._loader = _DictionaryLoader({**config, "db": self._database})
+        self.master = BuildMaster(str(basedir), reactor=reactor, config_loader=self._loader)
 
     async def start(self) -> RealMaster:
         master = self.master
+        globalLogPublisher.addObserver(self._note_errors)
         (self.basedir / "buildbot.tac").write_text("")
-        master.config.db.db_url = self.loader.config["db"]["db_url"]
+        master.config.db.db_url = self._database["db_url"]
         await master.db.setup(check_version=False)
         await master.db.model.upgrade()
+        # Buildbot does this once more on start, and then refuses what is open already.
         master.db.setup = lambda *_, **__: None
         await master.startService()
         return self
 
     async def stop(self) -> None:
-        await self.master.stopService()
+        if self.master.running:
+            await self.master.stopService()
         await self.master.db.pool.stop()
+        globalLogPublisher.removeObserver(self._note_errors)
+
+    def _note_errors(self, event: Mapping[str, Any]) -> None:
+        failure = event.get("log_failure")
+        if isinstance(failure, Failure):
+            self.errors.append(f"{event.get('why') or ''} {failure.getTraceback()}")
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
-        self.loader.config = {**config, "db": self.loader.config["db"]}
+        self._loader.config = {**config, "db": self._database}
         await self.master.reconfig()
+
+    # builds
+
+    async def run(
+        self, builder: str, build: Iterable[Any] | BuildFactory, **properties: Any
+    ) -> BuildResult:
+        """Have a builder of `one_builder_each` run these steps, and wait for their end."""
+        return await self.finished(await self.begin(builder, build, **properties))
+
+    async def begin(
+        self, builder: str, build: Iterable[Any] | BuildFactory, **properties: Any
+    ) -> int:
+        """As `run`, without waiting: the build request's id."""
+        factory = build if isinstance(build, BuildFactory) else BuildFactory(build)
+        self.master.botmaster.builders[builder].config.factory.steps = factory.steps
+        return await self.submit(builder, **properties)
 
     async def submit(self, builder: str = "b", **properties: Any) -> int:
         """Ask for a build: the build request's id."""
@@ -124,8 +199,9 @@ class RealMaster:
         _, requests = await master.data.updates.addBuildset(
             waited_for=False,
             scheduler="go",
-            sourcestamps=[{"codebase": "", "repository": "", "branch": None, "revision": None,
-                           "project": ""}],
+            sourcestamps=[
+                {"codebase": "", "repository": "", "branch": None, "revision": None, "project": ""}
+            ],
             reason="test",
             properties={name: (value, "test") for name, value in properties.items()},
             builderids=[builder_id],
@@ -136,60 +212,126 @@ class RealMaster:
         """Ask for a build and wait for its end."""
         return await self.finished(await self.submit(builder, **properties))
 
-    async def running(self, request: int) -> Mapping[str, Any]:
-        """The build of a request, once it has begun."""
-        return await self._until(request, lambda build: True)
+    async def stop_build(self, request: int) -> None:
+        """What the Stop button does."""
+        build = (await self.builds(request))[-1]
+        await self.master.data.control("stop", {"reason": "enough"}, ("builds", build["buildid"]))
 
-    async def step_started(self, request: int, name: str) -> Mapping[str, Any]:
-        """The build of a request, once its step of that name runs."""
-        for _ in range(int(BUILD_DEADLINE / 0.05)):
-            for build in await self._builds(request):
-                steps = await self.master.data.get(("builds", build["buildid"], "steps"))
-                if any(s["name"] == name and s["started_at"] for s in steps):
-                    return build
-            await _pause()
-        raise AssertionError(f"step {name} of request {request} has not begun")
+    async def step_started(self, request: int, name: str) -> None:
+        """Wait until the request's build has started its step of that name."""
+
+        async def has_started() -> bool:
+            builds = await self.builds(request)
+            if not builds:
+                return False
+            running = await self.master.data.get(("builds", builds[-1]["buildid"], "steps"))
+            return any(step["name"] == name and step["started_at"] for step in running)
+
+        await until(has_started, f"start of step {name}")
+
+    async def step_said(self, request: int, name: str, text: str) -> None:
+        """Wait until a step's log has this text; small output reaches a log only after 5 s."""
+
+        async def has_said() -> bool:
+            builds = await self.builds(request)
+            found = (await self._result(builds[-1])).steps if builds else ()
+            return any(step.name == name and text in step.out for step in found)
+
+        await until(has_said, f"step {name} saying {text!r}")
 
     async def finished(self, request: int) -> BuildResult:
-        """The last build of a request, when it is complete and was no retry."""
-        build = await self._until(request, lambda build: build["complete"])
-        return await self._result(build)
+        """The last build of a request when it is complete; it is stopped if that takes long."""
 
-    async def _until(self, request: int, condition: Any) -> Mapping[str, Any]:
-        for _ in range(int(BUILD_DEADLINE / 0.05)):
-            for build in reversed(await self._builds(request)):
-                if condition(build):
-                    return build
-            await _pause()
-        raise AssertionError(f"the build of request {request} did not get there")
+        async def is_complete() -> bool:
+            builds = await self.builds(request)
+            return bool(builds) and bool(builds[-1]["complete"])
 
-    async def _builds(self, request: int) -> list[Mapping[str, Any]]:
+        try:
+            await until(is_complete, f"end of build request {request}")
+        except AssertionError:
+            await self._give_up(request)
+            raise
+        return await self._result((await self.builds(request))[-1])
+
+    async def _give_up(self, request: int) -> None:
+        """Free the worker for the tests that follow."""
+        if await self.builds(request):
+            await self.stop_build(request)
+        await self.master.data.control(
+            "cancel", {"reason": "the test gave up"}, ("buildrequests", request)
+        )
+
+    async def builds(self, request: int) -> list[Mapping[str, Any]]:
+        """A request's builds; more than one after a retry."""
         found: list[Mapping[str, Any]] = await self.master.data.get(
             ("buildrequests", request, "builds")
         )
-        return found
+        return sorted(found, key=lambda build: build["buildid"])
 
     async def _result(self, build: Mapping[str, Any]) -> BuildResult:
         data = self.master.data
-        steps = await data.get(("builds", build["buildid"], "steps"))
+        found = await data.get(("builds", build["buildid"], "steps"))
         properties = await data.get(("builds", build["buildid"], "properties"))
         return BuildResult(
             id=build["buildid"],
-            result=Results[build["results"]],
+            result=_result_name(build["results"]),
             state=build["state_string"],
-            steps=tuple([await self._step(step) for step in steps]),
+            steps=tuple([await self._step(step) for step in found]),
             properties={name: value for name, (value, _) in properties.items()},
         )
 
     async def _step(self, step: Mapping[str, Any]) -> StepResult:
-        logs = await self.master.data.get(("steps", step["stepid"], "logs"))
         texts = {}
-        for log in logs:
+        for log in await self.master.data.get(("steps", step["stepid"], "logs")):
             content = await self.master.data.get(("logs", log["logid"], "contents"))
             texts[log["slug"]] = content["content"]
-        result = "none" if step["results"] is None else Results[step["results"]]
-        return StepResult(step["name"], result, step["state_string"], texts)
+        return StepResult(step["name"], _result_name(step["results"]), step["state_string"], texts)
+
+    # what the engine has of it
+
+    def containers(self, engine_client: Any) -> list[Mapping[str, Any]]:
+        """This master's containers, running or not."""
+        return containers_of(engine_client, self.id)
 
 
-def _pause() -> defer.Deferred[None]:
-    return task.deferLater(reactor, 0.05, lambda: None)
+def containers_of(engine_client: Any, master: str) -> list[Mapping[str, Any]]:
+    """The containers with this master's label, running or not."""
+    found: list[Mapping[str, Any]] = engine_client.containers(
+        all=True, filters={"label": f"sandboxworker.master={master}"}
+    )
+    return found
+
+
+@contextlib.asynccontextmanager
+async def running_master(
+    basedir: Path, config: dict[str, Any], left_over: Any
+) -> AsyncIterator[RealMaster]:
+    """A master for the length of a block; its containers are looked for after the last test."""
+    master = RealMaster(basedir, config)
+    left_over.masters.add(master.id)
+    try:
+        yield await master.start()
+    finally:
+        await master.stop()
+
+
+def _result_name(results: int | None) -> str:
+    return "none" if results is None else str(Results[results])
+
+
+def pause(seconds: float = _PAUSE) -> defer.Deferred[None]:
+    return task.deferLater(reactor, seconds, lambda: None)
+
+
+async def until(condition: Callable[[], Any], what: str, seconds: float = BUILD_DEADLINE) -> None:
+    """Wait until a condition (a function, or one that gives an awaitable) holds; bounded."""
+    give_up = reactor.seconds() + seconds
+    while True:
+        holds = condition()
+        if hasattr(holds, "__await__"):
+            holds = await holds
+        if holds:
+            return
+        if reactor.seconds() > give_up:
+            raise AssertionError(f"waited {seconds:g} s in vain for: {what}")
+        await pause()

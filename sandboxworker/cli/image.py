@@ -138,15 +138,15 @@ def _own_failures() -> Iterator[None]:
 @contextmanager
 def _engine_client(engine: str | None) -> Iterator[Any]:
     """A client of the engine; what goes wrong with it is told in the project's own words."""
-    from docker import APIClient
     from docker.errors import APIError, DockerException
     from requests.exceptions import RequestException
 
     from sandboxworker.engine.address import resolve
+    from sandboxworker.engine.sdk import sdk_client
 
     address = resolve(engine)
     try:
-        client = APIClient(**address.sdk_arguments())
+        client = sdk_client(address)
         try:
             yield client
         finally:

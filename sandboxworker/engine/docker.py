@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
-import docker
 import docker.errors
 import requests.exceptions
 from twisted.internet import defer, endpoints, ssl, threads
@@ -24,6 +23,7 @@ from sandboxworker.engine.interface import (
     StreamReceiver,
     Usage,
 )
+from sandboxworker.engine.sdk import sdk_client
 from sandboxworker.engine.stream import EngineStream, upgrade_request
 from sandboxworker.engine.uids import UidRange
 from sandboxworker.errors import (
@@ -212,10 +212,8 @@ class DockerEngine:
     def _sdk(self) -> Any:
         """In a thread, under the lock: the client; making one asks the engine for its version."""
         if self._client is None:
-            self._client = docker.APIClient(
-                **self._address.sdk_arguments(),
-                timeout=CALL_DEADLINE,
-                max_pool_size=MAX_THREADS,
+            self._client = sdk_client(
+                self._address, timeout=CALL_DEADLINE, max_pool_size=MAX_THREADS
             )
         return self._client
 

@@ -1,0 +1,29 @@
+"""The docker SDK's client for an address, deaf to what the environment says about the web."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import docker
+
+from sandboxworker.engine.address import EngineAddress
+
+
+class _Client(docker.APIClient):
+    """Takes proxies and certificates from its arguments only.
+
+    ``requests`` would let ``REQUESTS_CA_BUNDLE`` take the place of the engine's own CA, and send
+    calls to an engine through ``HTTPS_PROXY``.
+    """
+
+    def merge_environment_settings(self, *args: Any, **kwargs: Any) -> Any:
+        self.trust_env = False
+        return super().merge_environment_settings(*args, **kwargs)
+
+
+def sdk_client(address: EngineAddress, **options: Any) -> Any:
+    """A client of the SDK's; making it asks the engine for its version, and blocks meanwhile.
+
+    ``options`` are ``docker.APIClient``'s own.
+    """
+    return _Client(**address.sdk_arguments(), **options)

@@ -1,0 +1,180 @@
+"""What all tests share: the engine they use, sandboxes that are destroyed again, the last look.
+
+The engine is the one of ``DOCKER_HOST``, else the one that ``make engine`` noted.
+A test that uses the fixture ``engine`` gets the marker of that name; without an engine it fails.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import docker
+import hypothesis
+import pytest
+import pytest_twisted
+
+_TESTS = Path(__file__).resolve().parent
+sys.path.append(str(_TESTS))  # For "from memory_engine import …".
+
+_NOTED = _TESTS.parent / ".engine" / "host"
+if not os.environ.get("DOCKER_HOST") and _NOTED.is_file():
+    os.environ["DOCKER_HOST"] = _NOTED.read_text().strip()
+
+from sandboxworker.audit import unheard  # noqa: E402
+from sandboxworker.engine.address import resolve  # noqa: E402
+from sandboxworker.engine.docker import DockerEngine  # noqa: E402
+from sandboxworker.policy import SandboxPolicy  # noqa: E402
+from sandboxworker.sandbox import Owner, Sandbox  # noqa: E402
+from sandboxworker.seccomp import load  # noqa: E402
+from sandboxworker.spec import build_spec  # noqa: E402
+
+DEBIAN = "sandboxworker/debian:bookworm"
+BUSYBOX = "sandboxworker/busybox:latest"
+
+#: No test asserts a time, and machines are slow at times.
+hypothesis.settings.register_profile("sandboxworker", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("sandboxworker")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "engine" in getattr(item, "fixturenames", ()):
+            item.add_marker("engine")
+
+
+# ---- what is left ------------------------------------------------------------------------------
+
+
+class LeftOver:
+    """What tests may leave behind, looked for after the last one.
+
+    ``masters``: the ids in the label ``sandboxworker.master``; tests with masters of their own
+    add theirs.
+    """
+
+    def __init__(self) -> None:
+        self.masters = {f"tests-{secrets.token_hex(6)}"}
+        self._client: Any = None
+        self._volumes: set[str] = set()
+
+    def watch(self, client: Any) -> None:
+        """An engine is used from now on."""
+        self._client = client
+        self._volumes = self._volumes_now()
+
+    def found(self) -> list[str]:
+        """One line for each thing that is left."""
+        lines = [
+            f"thread {thread.name!r}"
+            for thread in threading.enumerate()
+            if "sandboxworker " in thread.name
+        ]
+        if self._client is not None:
+            lines += [f"volume {name}" for name in sorted(self._volumes_now() - self._volumes)]
+            lines += self._containers_now()
+            self._client.close()
+        return lines
+
+    def _volumes_now(self) -> set[str]:
+        return {volume["Name"] for volume in self._client.volumes()["Volumes"] or ()}
+
+    def _containers_now(self) -> list[str]:
+        return [
+            f"container {container['Id'][:12]} {container['Names']} {container['Status']}"
+            for master in sorted(self.masters)
+            for container in self._client.containers(
+                all=True, filters={"label": f"sandboxworker.master={master}"}
+            )
+        ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def left_over() -> Iterator[LeftOver]:
+    """Fails the run when tests left a container, a volume or an engine's thread behind."""
+    left = LeftOver()
+    yield left
+    found = left.found()
+    if found:
+        pytest.fail("left after the tests: " + "; ".join(found))
+
+
+# ---- the engine --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def engine_client(left_over: LeftOver) -> Any:
+    """A plain docker client, for looking at what the engine has; fails where there is none."""
+    address = resolve(None)
+    try:
+        client = docker.APIClient(**address.sdk_arguments(), timeout=20)
+        tags = {tag for image in client.images() for tag in image["RepoTags"] or ()}
+    except docker.errors.DockerException as error:
+        pytest.fail(f"no container engine answers at {address} ({error}): run 'make engine'")
+    missing = {DEBIAN, BUSYBOX} - tags
+    if missing:
+        pytest.fail(f"the engine has no {', '.join(sorted(missing))}: run 'make images'")
+    left_over.watch(client)
+    return client
+
+
+@pytest_twisted.async_yield_fixture
+async def engine(engine_client: Any) -> AsyncIterator[DockerEngine]:
+    """A real engine, closed after the test."""
+    from twisted.internet import reactor
+
+    opened = DockerEngine(resolve(None), reactor)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+def debian() -> str:
+    """The image with a Debian system."""
+    return DEBIAN
+
+
+@pytest.fixture(params=[DEBIAN, BUSYBOX], ids=["debian", "busybox"])
+def image(request: pytest.FixtureRequest) -> str:
+    """Each image in turn."""
+    return str(request.param)
+
+
+# ---- sandboxes ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def owner(left_over: LeftOver) -> Owner:
+    """This test session as a master."""
+    return Owner(min(left_over.masters, key=lambda name: not name.startswith("tests-")), "tester")
+
+
+MakeSandbox = Callable[..., Awaitable[Sandbox]]
+
+
+@pytest_twisted.async_yield_fixture
+async def make_sandbox(engine: DockerEngine, owner: Owner) -> AsyncIterator[MakeSandbox]:
+    """``await make_sandbox(image, **policy)``: a started sandbox, destroyed after the test."""
+    from twisted.internet import reactor
+
+    made: list[Sandbox] = []
+
+    async def make(
+        image: str = DEBIAN, *, start: bool = True, audit: Any = unheard, **policy: Any
+    ) -> Sandbox:
+        wanted = SandboxPolicy(image, **policy)
+        spec = build_spec(wanted, await engine.image(image), load(wanted.seccomp))
+        sandbox = Sandbox(engine, engine.uids, spec, owner, reactor, audit)
+        made.append(sandbox)
+        if start:
+            await sandbox.start()
+        return sandbox
+
+    yield make
+    for sandbox in made:
+        await sandbox.destroy()
