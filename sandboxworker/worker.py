@@ -65,6 +65,7 @@ class SandboxLatentWorker(AbstractLatentWorker):
     _address: EngineAddress | None = None
     _engine: DockerEngine | None = None
     _sandbox: Sandbox | None = None
+    _build_address: EngineAddress | None = None
     _build: Any = None
     _policy: SandboxPolicy
 
@@ -127,8 +128,8 @@ class SandboxLatentWorker(AbstractLatentWorker):
         return True
 
     async def _new_sandbox(self) -> Sandbox:
-        engine = self._running_engine()
         spec = await self._spec()
+        engine = self._engine_for_build()
         owner = Owner(master_id(Path(self.master.basedir)), str(self.name))
         sandbox = Sandbox(engine, engine.uids, spec, owner, self.master.reactor, self._audit)
         sandbox.on_lost = self._sandbox_lost
@@ -158,18 +159,26 @@ class SandboxLatentWorker(AbstractLatentWorker):
         if await self.master.workers.newConnection(connection, self.name):
             await self.attached(connection)
 
+    def _engine_for_build(self) -> DockerEngine:
+        """The engine, held until this build's sandbox is gone, whatever a reconfigure changes."""
+        self._build_address = address = self._running_engine().address
+        return ENGINES.acquire(address, self.master.reactor)
+
     def stop_instance(self, fast: bool = False) -> defer.Deferred[None]:
         """Destroy the sandbox; bounded in time, since Buildbot's shutdown waits for it."""
-        sandbox, self._sandbox, self._build = self._sandbox, None, None
-        if sandbox is None:
-            return defer.succeed(None)
-        destroying = sandbox.destroy()
-        destroying.addErrback(self._not_destroyed)
-        return destroying
+        return defer.ensureDeferred(self._stop_instance())
 
-    def _not_destroyed(self, failure: Any) -> None:
-        failure.trap(NotDestroyed)
-        log.msg(f"sandboxworker: worker {self.name!r}: {failure.value}")
+    async def _stop_instance(self) -> None:
+        sandbox, self._sandbox, self._build = self._sandbox, None, None
+        address, self._build_address = self._build_address, None
+        try:
+            if sandbox is not None:
+                await sandbox.destroy()
+        except NotDestroyed as error:
+            log.msg(f"sandboxworker: worker {self.name!r}: {error}")
+        finally:
+            if address is not None:
+                await ENGINES.release(address)
 
     # what befalls a sandbox
 
@@ -182,9 +191,10 @@ class SandboxLatentWorker(AbstractLatentWorker):
         """The build's own doing: it fails, and is not tried again."""
         if self._build is not None:
             limit = show_seconds(self._policy.max_runtime)
-            self._build.stopBuild(
+            stopping = self._build.stopBuild(
                 f"sandboxworker: the sandbox's max_runtime of {limit} is over", results=FAILURE
             )
+            stopping.addErrback(unexpected(f"stopping the build of worker {self.name!r}"))
 
     def _audit(self, event: Event) -> None:
         log.msg(f"sandboxworker audit: {event.json_line(time.time())}")

@@ -51,7 +51,7 @@ class DockerEngine:
     """
 
     def __init__(self, address: EngineAddress, reactor: Any) -> None:
-        self._address = address
+        self.address = address
         self._reactor = reactor
         self._pool = ThreadPool(0, MAX_THREADS, f"sandboxworker {address}")
         self._stop_trigger: Any = None
@@ -61,10 +61,10 @@ class DockerEngine:
 
     @property
     def name(self) -> str:
-        return str(self._address)
+        return str(self.address)
 
     def __repr__(self) -> str:
-        return f"<DockerEngine {self._address}>"
+        return f"<DockerEngine {self.address}>"
 
     # control calls
 
@@ -213,7 +213,7 @@ class DockerEngine:
         """In a thread, under the lock: the client; making one asks the engine for its version."""
         if self._client is None:
             self._client = sdk_client(
-                self._address, timeout=CALL_DEADLINE, max_pool_size=MAX_THREADS
+                self.address, timeout=CALL_DEADLINE, max_pool_size=MAX_THREADS
             )
         return self._client
 
@@ -245,7 +245,7 @@ class DockerEngine:
         return str(self._client.api_version)
 
     def _endpoint(self) -> Any:
-        address, deadline = self._address, CONNECT_DEADLINE
+        address, deadline = self.address, CONNECT_DEADLINE
         if address.is_unix:
             unix: Any = endpoints.UNIXClientEndpoint
             return unix(self._reactor, address.socket_path, deadline)

@@ -359,7 +359,7 @@ async def test_the_stop_button_ends_a_build_within_10_seconds(
     await until(lambda: not master.containers(engine_client), "its end", 10)
     assert reactor.seconds() - pressed < 10
     assert build.result == "cancelled"
-    assert build["hang"].result == "cancelled"
+    assert build["hang"].result == "cancelled", build.log
     assert "never" not in {step.name for step in build.steps}
     assert len(await master.builds(request)) == 1
 
