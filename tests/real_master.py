@@ -6,11 +6,14 @@ Does not import ``buildbot.test``, which would turn every warning of the process
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
+import docker
+import docker.errors
 from buildbot.config.master import MasterConfig
 from buildbot.interfaces import IConfigLoader
 from buildbot.master import BuildMaster
@@ -19,7 +22,7 @@ from buildbot.process.factory import BuildFactory
 from buildbot.process.results import Results
 from buildbot.schedulers.triggerable import Triggerable
 from twisted.internet import defer, reactor, task
-from twisted.logger import globalLogPublisher
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -27,6 +30,7 @@ from sandboxworker.worker import master_id
 
 BUILD_DEADLINE = 90.0
 _PAUSE = 0.03
+_AUDIT = "sandboxworker audit: "
 
 
 # ---- what a master builds ------------------------------------------------------------------------
@@ -138,20 +142,22 @@ class _DictionaryLoader:
 class RealMaster:
     """One running master; `stop` it, or use `running_master`.
 
-    ``errors``: every error that anything in this process has logged meanwhile.
+    ``errors``: every error that anything in this process has logged meanwhile;
+    ``audit``: the audit log's entries.
     """
 
     def __init__(self, basedir: Path, config: dict[str, Any]) -> None:
         self.basedir = basedir
         self.id = master_id(basedir)
         self.errors: list[str] = []
+        self.audit: list[dict[str, Any]] = []
         self._database = {"db_url": f"sqlite:///{basedir}/db"}
         self._loader = _DictionaryLoader({**config, "db": self._database})
         self.master = BuildMaster(str(basedir), reactor=reactor, config_loader=self._loader)
 
     async def start(self) -> RealMaster:
         master = self.master
-        globalLogPublisher.addObserver(self._note_errors)
+        globalLogPublisher.addObserver(self._note)
         (self.basedir / "buildbot.tac").write_text("")
         master.config.db.db_url = self._database["db_url"]
         await master.db.setup(check_version=False)
@@ -165,9 +171,12 @@ class RealMaster:
         if self.master.running:
             await self.master.stopService()
         await self.master.db.pool.stop()
-        globalLogPublisher.removeObserver(self._note_errors)
+        globalLogPublisher.removeObserver(self._note)
 
-    def _note_errors(self, event: Mapping[str, Any]) -> None:
+    def _note(self, event: dict[str, Any]) -> None:
+        text = formatEvent(event)
+        if text.startswith(_AUDIT):
+            self.audit.append(json.loads(text.removeprefix(_AUDIT)))
         failure = event.get("log_failure")
         if isinstance(failure, Failure):
             self.errors.append(f"{event.get('why') or ''} {failure.getTraceback()}")
@@ -229,16 +238,6 @@ class RealMaster:
 
         await until(has_started, f"start of step {name}")
 
-    async def step_said(self, request: int, name: str, text: str) -> None:
-        """Wait until a step's log has this text; small output reaches a log only after 5 s."""
-
-        async def has_said() -> bool:
-            builds = await self.builds(request)
-            found = (await self._result(builds[-1])).steps if builds else ()
-            return any(step.name == name and text in step.out for step in found)
-
-        await until(has_said, f"step {name} saying {text!r}")
-
     async def finished(self, request: int) -> BuildResult:
         """The last build of a request when it is complete; it is stopped if that takes long."""
 
@@ -292,6 +291,24 @@ class RealMaster:
     def containers(self, engine_client: Any) -> list[Mapping[str, Any]]:
         """This master's containers, running or not."""
         return containers_of(engine_client, self.id)
+
+    async def process_runs(self, engine_client: Any, text: str) -> str:
+        """Wait until a process with this in its command line runs: its container.
+
+        Buildbot takes up to 5 s to log what a command says; this is sooner, and sure.
+        """
+        found: list[str] = []
+
+        def runs() -> bool:
+            for container in self.containers(engine_client):
+                with contextlib.suppress(docker.errors.APIError):  # It may end meanwhile.
+                    processes = engine_client.top(container["Id"])["Processes"] or ()
+                    if any(text in process[-1] for process in processes):
+                        found.append(container["Id"])
+            return bool(found)
+
+        await until(runs, f"a process {text!r}")
+        return found[0]
 
 
 def containers_of(engine_client: Any, master: str) -> list[Mapping[str, Any]]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
 import socket
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
+import docker
+import docker.errors
 import pytest
 import pytest_twisted
 from buildbot.plugins import steps
-from real_master import BuildResult, RealMaster, one_builder_each, running_master, shell
+from real_master import BuildResult, RealMaster, one_builder_each, running_master, shell, until
 
 from sandboxworker import SandboxLatentWorker, SandboxPolicy
 
@@ -70,10 +72,11 @@ async def test_a_build_has_no_privilege_of_any_kind(master: RealMaster, builder:
         builder,
         ids="id -u; id -g; id -G",
         status="cat /proc/self/status",
-        root="touch /x; touch /usr/x; touch /etc/x; mkdir /var/tmp/x; echo >/proc/sys/kernel/printk",
+        root="touch /x; touch /usr/x; touch /etc/x; mkdir /bin/x; echo >/proc/sys/kernel/printk",
         mounts="cat /proc/self/mounts",
-        mount="mount -t tmpfs none /tmp; umount /tmp; chroot /tmp true; mknod /tmp/d c 1 3",
-        priority="renice -n -5 $$; nice -n -5 true",
+        mount="mount -t tmpfs none /tmp && echo did; umount /tmp && echo did;"
+        "mknod /tmp/d c 1 3 && echo did; chown 0 /tmp && echo did; renice -n -5 $$ && echo did;"
+        "chroot / /bin/sh -c 'echo did'; unshare -U echo did; echo tried",
     )
     uid, gid, groups = build["ids"].out.splitlines()
     assert uid == gid == groups
@@ -86,17 +89,10 @@ async def test_a_build_has_no_privilege_of_any_kind(master: RealMaster, builder:
     assert status["NoNewPrivs"].strip() == "1"
     assert status["Seccomp"].strip() == "2"
     assert build["root"].err.count("Read-only file system") == 5, build["root"].err
-    refused = build["mount"].err.splitlines()
-    assert len(refused) >= 4, refused
-    assert all(re.search("denied|not permitted|superuser", line) for line in refused), refused
+    assert build["mount"].out == "tried"
     mounts = [line.split() for line in build["mounts"].out.splitlines()]
     root = next(mount for mount in mounts if mount[1] == "/")
     assert root[3].split(",")[0] == "ro"
-    writable = {mount[1] for mount in mounts if mount[3].split(",")[0] == "rw"}
-    kernel_made = {"/proc", "/dev", "/dev/pts", "/dev/mqueue"}
-    assert writable - kernel_made == {"/build", "/tmp", "/dev/shm", "/run/secrets"} | {
-        place for place in writable if place.startswith(("/proc/", "/etc/"))
-    }
     for _, place, _, options, *_ in mounts:
         if place in ("/build", "/tmp", "/dev/shm", "/run/secrets"):
             assert {"nosuid", "nodev"} <= set(options.split(",")), (place, options)
@@ -221,12 +217,12 @@ FILL = "head -c {0}m /dev/zero >{1}/full; echo code $?; stat -c %s {1}/full; rm 
 @pytest_twisted.ensureDeferred
 async def test_every_writable_place_is_full_at_its_own_size(master: RealMaster) -> None:
     sizes = {"/build": 8, "/tmp": 4, "/dev/shm": 2, "/run/secrets": 1}
-    inodes = "i=0; while : >{0}/n$i; do i=$((i+1)); [ $i -lt 5000 ] || break; done; echo made $i"
+    inodes = "i=0; while true >{0}/n$i; do i=$((i+1)); [ $i -lt 5000 ] || break; done; echo made $i"
     build = await ask(
         master,
         "debian",
         **{place: FILL.format(size * 2, place) for place, size in sizes.items()},
-        writable="ls -d /build /tmp; find / -xdev -type d -writable 2>/dev/null",
+        writable="find / -type d -writable -not -path '/proc/*' 2>/dev/null",
         allocate="fallocate -l 100m f; echo code $?; rm -f f; truncate -s 100g f; echo code $?;"
         "stat -c %b f",
         inodes=f"mkdir i; ({inodes.format('i')}) 2>&1 | tail -n 2",
@@ -239,7 +235,8 @@ async def test_every_writable_place_is_full_at_its_own_size(master: RealMaster) 
         assert code != "code 0"
         assert int(written) <= size * MIB
         assert int(written) >= size * MIB * 0.95, place
-    assert build["writable"].out.split() == ["/build", "/tmp"]
+    below = re.compile("(/build|/tmp|/dev/shm|/run/secrets)(/.*)?")
+    assert [place for place in build["writable"].out.split() if not below.fullmatch(place)] == []
     assert "No space left on device" in build["allocate"].err
     # A sparse file may claim any size; it holds no block.
     assert build["allocate"].out.split() == ["code", "1", "code", "0", "0"]
@@ -256,14 +253,18 @@ async def test_a_full_set_of_file_systems_leaves_the_processes_their_memory(
     master: RealMaster,
 ) -> None:
     fill = "for d in /build /tmp /dev/shm /run/secrets; do head -c 9m /dev/zero >$d/full; done"
-    allocate = "import sys; x = bytearray({0} * 1048576); print('had', len(x) >> 20)"
-    build = await ask(
-        master,
+
+    def allocate(size: int) -> list[str]:
+        return ["python3", "-c", f"x = bytearray({size} * 1048576); print('had', len(x) >> 20)"]
+
+    build = await master.run(
         "debian",
-        fill=f"{fill} 2>/dev/null; true",
-        fits=f'python3 -c "{allocate.format(70)}"',
-        bomb=f'python3 -c "{allocate.format(400)}"',
-        next="echo alive",
+        [
+            shell(f"{fill} 2>/dev/null; true", "fill"),
+            shell(allocate(70), "fits"),
+            shell(allocate(400), "bomb"),
+            shell("echo alive", "next"),
+        ],
     )
     assert build["fits"].out == "had 70"
     assert build["bomb"].result == "failure"
@@ -274,7 +275,7 @@ async def test_a_full_set_of_file_systems_leaves_the_processes_their_memory(
 @pytest_twisted.ensureDeferred
 @pytest.mark.parametrize("builder", ["debian", "busybox"])
 async def test_nothing_of_the_master_is_inside(
-    master: RealMaster, builder: str, tmp_path: Path
+    master: RealMaster, engine_client: Any, builder: str
 ) -> None:
     """Neither in what the build can read nor in the headers of its own log."""
     build = await master.run(
@@ -289,7 +290,8 @@ async def test_nothing_of_the_master_is_inside(
             steps.StringDownload("x", workerdest="/proc/x", haltOnFailure=False),
         ],
     )  # fmt: skip
-    told = build.log
+    # The kernel tells of every mount where it came from: the engine's own folder, no other.
+    told = build.log.replace(engine_client.info()["DockerRootDir"], "")
     assert "HOSTNAME" not in told
     hostname = build["env"].out.splitlines()[-2:]
     assert hostname == ["sandbox", "sandbox"]
@@ -308,10 +310,12 @@ async def test_the_keeper_can_be_neither_read_nor_harmed(master: RealMaster, bui
         builder,
         who="stat -c %u /proc/1",
         environ="cat /proc/1/environ",
-        memory="head -c 1 /proc/1/mem; ls -l /proc/1/fd; cat /proc/1/maps; readlink /proc/1/exe",
+        memory="head -c 1 /proc/1/mem; ls /proc/1/fd/; cat /proc/1/maps; readlink /proc/1/exe",
         stdin="echo x >/proc/1/fd/0; sleep 0 </proc/1/fd/0",
-        kill="for s in KILL STOP TERM INT HUP QUIT; do kill -$s 1 && echo sent; done; kill -KILL -1",
-        keepers="kill -STOP $(cat /proc/1/task/1/children 2>/dev/null || echo 1); echo asked",
+        kill="for s in KILL STOP TERM INT HUP QUIT; do kill -$s 1 && echo sent; done",
+        # What it runs itself, and everything at once.
+        keepers="for p in /proc/[0-9]*; do if [ $(stat -c %u $p) = 65533 ]; then "
+        "kill -STOP ${p#/proc/} && echo sent; fi; done; kill -KILL -1",
         alive="cat /proc/1/status",
     )
     assert build["who"].out == "65533"
@@ -319,7 +323,9 @@ async def test_the_keeper_can_be_neither_read_nor_harmed(master: RealMaster, bui
         assert build[name].result == "failure"
         assert build[name].out == "", name
         assert "denied" in build[name].err, name
-    assert "sent" not in build["kill"].out
+    assert "sent" not in build["kill"].out + build["keepers"].out
+    assert "not permitted" in build["kill"].err
+    assert "not permitted" in build["keepers"].err
     state = dict(line.split(":", 1) for line in build["alive"].out.splitlines() if ":" in line)
     assert state["State"].split()[0] == "S"
     assert build["alive"].result == "success"
@@ -343,12 +349,46 @@ async def test_set_uid_bits_have_no_effect(master: RealMaster) -> None:
     assert "uid=0" not in build["su"].out
 
 
+FORK_BOMB = """\
+import os, time
+while True:
+    try:
+        os.fork()
+    except OSError:
+        time.sleep(0.02)
+"""
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_fork_bomb_stops_at_the_limit_and_the_next_step_runs(
+    master: RealMaster, engine_client: Any
+) -> None:
+    bomb = shell(["python3", "-c", FORK_BOMB], "bomb", maxTime=3)
+    request = await master.begin("debian", [bomb, shell("echo alive; id -u", "next")])
+    container = await master.process_runs(engine_client, "os.fork")
+    seen = []
+
+    def is_over() -> bool:
+        with contextlib.suppress(docker.errors.APIError):
+            seen.append(len(engine_client.top(container)["Processes"] or ()))
+        return not master.containers(engine_client)
+
+    await until(is_over, "the end of the build")
+    build = await master.finished(request)
+    # A few more: the engine puts what it starts itself into a full cgroup.
+    assert POLICY.pids - 5 <= max(seen) <= POLICY.pids + 5
+    assert build["bomb"].result == "failure"
+    assert "process killed by signal 9" in build["bomb"].headers
+    assert build["next"].out.startswith("alive")
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_step_leaves_at_the_limit_fails_the_build_and_retries_nothing(
     master: RealMaster,
 ) -> None:
-    bomb = "i=0; while [ $i -lt 300 ]; do sleep 100 & i=$((i+1)); done; echo all; wait"
-    build = await ask(master, "debian", bomb=bomb, next="echo alive; id -u")
-    assert "all" not in build["bomb"].out
-    assert build["bomb"].result == "failure"
-    assert build["next"].out.startswith("alive")
+    leave = "i=0; while [ $i -lt 300 ]; do sleep 300 & i=$((i+1)); done; echo all"
+    request = await master.begin("debian", [shell(leave, "leave"), shell("echo on", "next")])
+    build = await master.finished(request)
+    assert "all" not in build["leave"].out
+    assert build["leave"].result == build.result == "failure"
+    assert len(await master.builds(request)) == 1

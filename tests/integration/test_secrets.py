@@ -1,0 +1,250 @@
+"""What becomes of a secret that a build's configuration names."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import docker
+import docker.errors
+import pytest
+import pytest_twisted
+from buildbot.plugins import steps, util
+from buildbot.process.factory import BuildFactory
+from buildbot.secrets.providers.file import SecretInAFile
+from real_master import BuildResult, RealMaster, one_builder_each, running_master, shell, until
+
+from sandboxworker import SandboxLatentWorker, SandboxPolicy
+
+pytestmark = pytest.mark.engine
+
+DEBIAN = "sandboxworker/debian:bookworm"
+BUSYBOX = "sandboxworker/busybox:latest"
+
+VALUES = {
+    "token": "released-f81c5a0e",
+    "key": "line one 77aa\nline two 99bb\n",
+    "other": "kept-1d2e3f",
+}
+
+POLICIES = {
+    "debian": SandboxPolicy(DEBIAN, disk="16m", secrets=["token", "key"]),
+    "busybox": SandboxPolicy(BUSYBOX, disk="16m", secrets=["token", "key"]),
+    "trusted": SandboxPolicy(BUSYBOX, disk="16m", secrets="*"),
+    "stranger": SandboxPolicy(BUSYBOX, disk="16m"),
+}
+
+
+@pytest_twisted.async_yield_fixture(scope="module")
+async def master(
+    engine_client: Any, left_over: Any, tmp_path_factory: Any
+) -> AsyncIterator[RealMaster]:
+    folder = tmp_path_factory.mktemp("secrets")
+    for name, value in VALUES.items():
+        (folder / name).write_text(value)
+        (folder / name).chmod(0o600)
+    workers = [SandboxLatentWorker(name, policy=policy) for name, policy in POLICIES.items()]
+    config = one_builder_each(workers, secretsProviders=[SecretInAFile(str(folder), strip=False)])
+    async with running_master(tmp_path_factory.mktemp("master"), config, left_over) as running:
+        yield running
+
+
+def with_secrets(files: list[tuple[str, Any]], *build: Any) -> BuildFactory:
+    factory = BuildFactory()
+    with factory.withSecrets(files):
+        factory.addSteps(build)
+    return factory
+
+
+def populating(build: BuildResult) -> Any:
+    """The step that put the secrets there, or did not."""
+    return next(step for step in build.steps if "secret" in step.name.lower())
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("builder", ["debian", "busybox"])
+async def test_a_released_secret_is_a_private_file_on_tmpfs(
+    master: RealMaster, builder: str
+) -> None:
+    build = await master.run(
+        builder,
+        with_secrets(
+            [
+                ("/run/secrets/token", util.Secret("token")),
+                ("/run/secrets/deep/er/key", util.Interpolate("[%(secret:key)s]")),
+            ],
+            shell("stat -c '%a %u' /run/secrets/token /run/secrets/deep/er/key; id -u", "mode"),
+            shell("tr a-z b-za </run/secrets/token", "read"),
+            shell("wc -c </run/secrets/deep/er/key; head -c 1 /run/secrets/deep/er/key", "key"),
+            shell("cat /run/secrets/token", "shown"),
+            shell("grep ' /run/secrets ' /proc/self/mounts", "mount"),
+        ),
+    )
+    assert build.result == "success", build.log
+    *modes, uid = build["mode"].out.splitlines()
+    assert modes == [f"600 {uid}"] * 2
+    assert build["read"].out == VALUES["token"].translate(
+        str.maketrans("abcdefghijklmnopqrstuvwxyz", "bcdefghijklmnopqrstuvwxyza")
+    )
+    assert build["key"].out.split() == [str(len(VALUES["key"]) + 2), "["]
+    assert build["mount"].out.split()[2] == "tmpfs"
+    # Buildbot's own redaction works with these steps as with any.
+    assert build["shown"].out == "<token>"
+    assert VALUES["token"] not in build.log
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_secret_stands_nowhere_but_in_its_file_and_goes_with_the_container(
+    master: RealMaster, engine_client: Any
+) -> None:
+    """Not in the image, labels, inspect, exec, argv or environment, nor in the engine's log."""
+    peek = "cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ | grep -ac released-; echo looked"
+    request = await master.begin(
+        "debian",
+        with_secrets(
+            [("/run/secrets/token", util.Secret("token"))], shell(peek + "; sleep 3", "hold")
+        ),
+    )
+    container = await master.process_runs(engine_client, "sleep 3")
+    # Also while the file is being written, for which an exec is there.
+    known: dict[str, Any] = {}
+
+    def is_over() -> bool:
+        with contextlib.suppress(docker.errors.APIError):
+            known["container"] = engine_client.inspect_container(container)
+            for exec_id in known["container"]["ExecIDs"] or ():
+                known[exec_id] = engine_client.exec_inspect(exec_id)
+            known["top"] = engine_client.top(container, "axeww")
+        return not master.containers(engine_client)
+
+    await until(is_over, "the end of the container")
+    build = await master.finished(request)
+    assert build.result == "success", build.log
+    image = engine_client.inspect_image(DEBIAN)
+    assert len(known) >= 3
+    assert "sandboxworker.master" in known["container"]["Config"]["Labels"]
+    for text in (json.dumps(known), json.dumps(image), json.dumps(engine_client.history(DEBIAN))):
+        assert VALUES["token"] not in text
+    # The one match is grep's own command line.
+    assert build["hold"].out.split()[-1] == "looked"
+    after = await master.run("debian", [shell("ls -A /run/secrets; echo looked", "look")])
+    assert after["look"].out == "looked"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_secret_is_removed_after_its_steps_and_others_do_not_see_it(
+    master: RealMaster,
+) -> None:
+    factory = with_secrets([("/run/secrets/token", util.Secret("token"))], shell("true", "in"))
+    factory.addStep(shell("ls -A /run/secrets; echo looked", "after"))
+    build = await master.run("debian", factory)
+    assert build.result == "success", build.log
+    assert build["after"].out == "looked"
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize(
+    ("builder", "content", "names"),
+    [
+        ("stranger", util.Secret("token"), "token"),
+        ("debian", util.Secret("other"), "other"),
+        ("debian", util.Interpolate("%(secret:token)s and %(secret:other)s"), "other"),
+    ],
+    ids=["none released", "another released", "one of two released"],
+)
+async def test_a_secret_that_the_policy_does_not_release_is_refused_with_the_way_to_allow_it(
+    master: RealMaster, builder: str, content: Any, names: str
+) -> None:
+    build = await master.run(
+        builder, with_secrets([("/run/secrets/x", content)], shell("ls -A /run/secrets", "ls"))
+    )
+    assert build.result == "failure"
+    refused = populating(build)
+    assert refused.result == "failure"
+    assert f"secret {names} is refused" in build.log
+    assert f"secrets=['{names}']" in build.log
+    # The build has ended there, and nothing is told but the name.
+    assert "ls" not in {step.name for step in build.steps}
+    for value in VALUES.values():
+        assert value not in build.log
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_trusted_policy_releases_every_secret(master: RealMaster) -> None:
+    build = await master.run(
+        "trusted",
+        with_secrets(
+            [("/run/secrets/x", util.Secret("other"))], shell("wc -c /run/secrets/x", "c")
+        ),
+    )
+    assert build.result == "success", build.log
+    assert build["c"].out.split()[0] == str(len(VALUES["other"]))
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize(
+    "path",
+    ["/build/token", "token", "/tmp/token", "/run/secrets/../../tmp/token", "/run/secretsx/token",
+     "/run/secrets", "~/token", "/dev/shm/token"],
+)  # fmt: skip
+async def test_a_secret_outside_the_secrets_tmpfs_is_refused(master: RealMaster, path: str) -> None:
+    look = "find /build /tmp /dev/shm /run/secrets -name 'token*'; echo looked"
+    factory = with_secrets([(path, util.Secret("token"))], shell("true", "never"))
+    factory.addStep(shell(look, "look", alwaysRun=True))
+    build = await master.run("debian", factory)
+    assert build.result == "failure"
+    assert "secret token is refused" in build.log
+    assert "/run/secrets/" in build.log
+    assert build["look"].out == "looked"
+    assert VALUES["token"] not in build.log
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize(
+    "leak",
+    [
+        lambda value: shell(["echo", value], "leak"),
+        lambda value: shell(util.Interpolate("echo %(secret:token)s"), "leak"),
+        lambda value: shell("env", "leak", env={"TOKEN": value}),
+        lambda value: shell("env", "leak", env={"PATH": ["/x", value]}),
+        lambda value: shell("cat", "leak", initialStdin=util.Interpolate("<%(secret:token)s>")),
+        lambda value: shell("pwd", "leak", workdir=util.Interpolate("/build/%(secret:token)s")),
+        lambda value: steps.StringDownload(value, name="leak", workerdest="file"),
+        lambda value: steps.MakeDirectory(name="leak", dir=util.Interpolate("%(secret:token)s")),
+    ],
+    ids=["argv", "script", "env", "env list", "stdin", "workdir", "StringDownload", "mkdir"],
+)
+async def test_a_secret_that_a_step_would_carry_elsewhere_is_refused(
+    master: RealMaster, engine_client: Any, leak: Callable[[Any], Any]
+) -> None:
+    """Also one that the policy releases: argv and environment are for everyone to read."""
+    look = "find /build -name '*released-*'; grep -rl released- /build; echo looked"
+    build = await master.run(
+        "debian",
+        [leak(util.Secret("token")), shell(look, "look", alwaysRun=True)],
+    )
+    assert build["leak"].result in ("failure", "exception"), build.log
+    assert "secret token is refused" in build.log
+    assert "withSecrets" in build.log
+    assert build["look"].out == "looked"
+    assert VALUES["token"] not in build.log
+
+
+@pytest_twisted.ensureDeferred
+async def test_every_release_and_refusal_is_audited_by_name_and_never_by_value(
+    master: RealMaster,
+) -> None:
+    master.audit.clear()
+    for builder in ("busybox", "stranger"):
+        await master.run(
+            builder, with_secrets([("/run/secrets/x", util.Secret("token"))], shell("true", "t"))
+        )
+    told = [
+        (entry["event"], entry["worker"])
+        for entry in master.audit
+        if "secret" in entry["event"] and "token" in json.dumps(entry)
+    ]
+    assert told == [("secret.released", "busybox"), ("secret.refused", "stranger")]
+    assert VALUES["token"] not in json.dumps(master.audit)
