@@ -6,18 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import buildbot_worker
+from buildbot.process.buildstep import BuildStepFailed
 from buildbot.worker.protocols import null
 from buildbot_worker.commands.base import command_version
 from twisted.internet import defer
 from twisted.python import log
+from twisted.python.failure import Failure
 
 from sandboxworker.commands import COMMANDS
 from sandboxworker.commands.base import SandboxCommand
 from sandboxworker.commands.budget import Budget
-from sandboxworker.errors import SandboxworkerError
 from sandboxworker.policy import SandboxPolicy
 from sandboxworker.sandbox import Sandbox
 from sandboxworker.secrets import SecretRefused, decide
+from sandboxworker.unexpected import unexpected
 
 
 class SandboxConnection(null.Connection):
@@ -34,6 +36,7 @@ class SandboxConnection(null.Connection):
         self._builddirs: dict[str, str] = {}
         self._commands: dict[str, SandboxCommand] = {}
         self._lost = False
+        self._expired: str | None = None
 
     def get_peer(self) -> str:
         return f"sandbox/{self.sandbox.id}"
@@ -46,6 +49,13 @@ class SandboxConnection(null.Connection):
         for command in self._commands.values():
             command.builder_is_running = False
         self.notifyDisconnected()
+
+    def expire(self, reason: str) -> bool:
+        """Time is over: what runs is killed, what comes is refused; whether anything ran."""
+        self._expired = reason
+        for command in self._commands.values():
+            command.end(reason)
+        return bool(self._commands)
 
     # what the master asks
 
@@ -113,11 +123,14 @@ class SandboxConnection(null.Connection):
     def _start_command(
         self, remote: Any, builder: str, command_id: str, name: str, args: dict[str, Any]
     ) -> None:
+        if self._expired is not None:
+            _refuse(remote, self._expired)
+            return
         try:
             decision = decide(remote.step, name, args, self._policy)
         except SecretRefused as refusal:
             self._record_secrets("refused", refusal.names, remote)
-            _refuse(remote, refusal)
+            _refuse(remote, f"sandboxworker: {refusal}")
             return
         self._record_secrets("released", decision.released, remote)
         self._budget.enter(remote.step)
@@ -146,8 +159,18 @@ class SandboxConnection(null.Connection):
         self._commands.pop(command_id, None)
 
 
-def _refuse(remote: Any, refusal: SandboxworkerError) -> None:
+def _refuse(remote: Any, reason: str) -> None:
     """Fail the step with the reason, without a word to the sandbox."""
-    log.msg(f"sandboxworker: {refusal}")
-    remote.remote_update([({"header": f"sandboxworker: {refusal}\n"}, 0), ({"rc": 1}, 0)])
-    remote.remote_complete()
+    log.msg(f"{remote.step}: {reason}")
+    telling = defer.ensureDeferred(_tell_refusal(remote, reason))
+    telling.addErrback(unexpected("telling why a command is refused"))
+
+
+async def _tell_refusal(remote: Any, reason: str) -> None:
+    if "stdio" in remote.logs:
+        remote.remote_update([({"header": f"{reason}\n"}, 0)])
+    else:
+        await remote.step.addCompleteLog("refused", f"{reason}\n")
+    remote.remote_update([({"rc": 1}, 0)])
+    # Some steps, withSecrets' own among them, overlook a command's failure; none overlooks this.
+    remote.remote_complete(Failure(BuildStepFailed(reason)))

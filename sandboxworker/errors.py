@@ -207,9 +207,3 @@ class NotDestroyed(EngineError):
                 f"remove it with 'docker rm -f {container[:12]}'"
             ),
         )
-
-
-class UploadRefused(SandboxworkerError):
-    """A file that a build offered and the policy does not take."""
-
-    actor = Actor.BUILD

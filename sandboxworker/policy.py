@@ -288,10 +288,13 @@ class SandboxPolicy:
     network: str = _field(_NETWORK, "none")
     #: Names that are no fields; kept so that they can be refused by name.
     _unknown: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
+    #: What the operator wrote, before it was read; for messages.
+    _written: Mapping[str, Any] = attrs.field(factory=dict, repr=False, eq=False)
 
     def __init__(self, image: str = "", **fields: Any) -> None:
         known = {name: fields.pop(name) for name in FIELDS if name in fields}
-        self.__attrs_init__(image=image, unknown=fields, **known)
+        written = {"image": image, **known}
+        self.__attrs_init__(unknown=fields, written=written, **written)
 
     @property
     def cgroup_memory(self) -> int:
@@ -320,7 +323,7 @@ class SandboxPolicy:
         for name, kind in FIELDS.items():
             value = getattr(self, name)
             if not kind.accepts(value):
-                yield Fault(name, value, kind.allowed)
+                yield Fault(name, self._written.get(name, value), kind.allowed)
 
     def _digest_faults(self) -> Iterable[Fault]:
         if self.require_digest is True and not _DIGEST.search(str(self.image)):

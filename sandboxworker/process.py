@@ -30,13 +30,14 @@ from sandboxworker.unexpected import unexpected
 
 _SIGNALS = "HUP INT QUIT ALRM TERM PIPE USR1 USR2"
 
-#: $1 the word, $2 the directory, $3 bytes of stdin (or -), $4 variables to forget, the command.
+#: $1 and $2 the word (in two parts, so that it does not stand in the process list), $3 the
+#: directory, $4 bytes of stdin (or -), $5 variables to forget, then the command.
 #: The innermost subshell becomes the command. The one around it waits and passes the exit status
 #: on; shells say on their stderr when a child died by a signal (except INT and PIPE), and that
 #: stderr goes down the same pipe. The reader at its end tells what came.
 #: All but the command ignore the signals that are meant for it.
 LAUNCH = f"""\
-w=$1 d=$2 n=$3 u=$4; shift 4
+w=$1$2 d=$3 n=$4 u=$5; shift 5
 [ -d "$d" ] || mkdir -p -- "$d" || exit 125
 cd -- "$d" || exit 125
 trap '' {_SIGNALS}
@@ -49,6 +50,7 @@ wait_for() {{ ( trap - {_SIGNALS}; unset $u; exec >&3 2>&4 3>&- 4>&-; exec "$@" 
 {{ input "$@"; }} 2>&1 | {{
 k=exit s=
 while read -r l; do [ -z "$s" ] || k=signal; s=$l; done
+case $s in ""|*[!0-9]*) s=255;; esac
 printf '%s %s %s\\n' "$w" "$k" "$s"
 printf '%s %s %s\\n' "$w" "$k" "$s" >&4
 exit "$s"
@@ -75,7 +77,7 @@ def launch(
     size = "-" if stdin is None else str(stdin)
     forget = [name for name in _UNASKED if environ is not None and name not in environ]
     return (
-        *("/bin/sh", "-c", LAUNCH, "sh", word, directory, size),
+        *("/bin/sh", "-c", LAUNCH, "sh", word[:-8], word[-8:], directory, size),
         " ".join(forget) or "OLDPWD",
         *argv,
     )
@@ -83,6 +85,9 @@ def launch(
 
 #: How long the last output of a killed command is waited for.
 _TAIL_SECONDS = 2.0
+
+#: The engine's exit code for a command that it could not start.
+_NOT_STARTED = 126
 
 #: What a build may make us keep by faking our words.
 _LONGEST_WORD, _MOST_WORDS = 256, 8
@@ -282,12 +287,20 @@ class SandboxProcess:
             status = await self.sandbox.exec_status(self._exec_id)
         except EngineError as error_:
             status, reason = None, error_
+        if status == _NOT_STARTED and self.pid is None:
+            self._give(STDERR, self._why_not_started().encode())
         if status is None:
             self.sandbox.lose(reason or SandboxGone(self.sandbox.id, "unsure of a command's end"))
             self._end(Ended())
         else:
             # Our shell itself was ended from inside, by a signal as a rule.
             self._end(self._told("signal", status))
+
+    def _why_not_started(self) -> str:
+        return (
+            "sandboxworker: the engine could not start the command; processes that earlier steps "
+            f"left behind may hold the policy's pids ({self.sandbox.spec.pids})\n"
+        )
 
     def _told(self, kind: str, status: int) -> Ended:
         """A status that our own signal explains is that signal, whatever the shell made of it."""

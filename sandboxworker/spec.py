@@ -34,7 +34,7 @@ HOSTNAME = "sandbox"
 KEEPER_EXIT = 97
 KEEPER = f"until cat >/dev/null; do :; done; exit {KEEPER_EXIT}"
 
-#: Beyond Docker's own list: what tells about the host (docs/containment.md).
+#: Beyond Docker's own list: what tells about the host (docs/threat-model.md, T16).
 MASKED_PATHS = (
     # Writable for everyone, and bounded by nothing of the policy's.
     "/dev/mqueue",

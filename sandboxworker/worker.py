@@ -16,6 +16,7 @@ from buildbot.process.results import FAILURE
 from buildbot.worker.latent import AbstractLatentWorker
 from twisted.internet import defer
 from twisted.python import log
+from twisted.python.failure import Failure
 
 from sandboxworker import seccomp
 from sandboxworker.audit import Event
@@ -31,6 +32,8 @@ from sandboxworker.unexpected import unexpected
 
 #: Where a master keeps its unique id, in its own directory.
 MASTER_ID_FILE = "sandboxworker.id"
+
+_CANNOT_START = (LatentWorkerCannotSubstantiate, LatentWorkerFailedToSubstantiate)
 
 #: Arguments of Buildbot's workers that cannot have another value here, and why.
 _FIXED = {
@@ -180,6 +183,17 @@ class SandboxLatentWorker(AbstractLatentWorker):
             if address is not None:
                 await ENGINES.release(address)
 
+    def buildFinished(self, wfb: Any) -> None:
+        """Upstream forgets that a worker may have left the configuration meanwhile."""
+        if self.master is not None:
+            super().buildFinished(wfb)
+
+    def _substantiation_failed(self, failure: Failure) -> Any:
+        """Our reasons are whole sentences; where they were raised says nothing to an operator."""
+        if isinstance(failure.value, _CANNOT_START):
+            failure = Failure(type(failure.value)(*failure.value.args), exc_tb=None)
+        return super()._substantiation_failed(failure)
+
     # what befalls a sandbox
 
     def _sandbox_lost(self, reason: Exception) -> None:
@@ -189,12 +203,17 @@ class SandboxLatentWorker(AbstractLatentWorker):
 
     def _deadline_reached(self) -> None:
         """The build's own doing: it fails, and is not tried again."""
-        if self._build is not None:
-            limit = show_seconds(self._policy.max_runtime)
-            stopping = self._build.stopBuild(
-                f"sandboxworker: the sandbox's max_runtime of {limit} is over", results=FAILURE
-            )
-            stopping.addErrback(unexpected(f"stopping the build of worker {self.name!r}"))
+        build = self._build
+        if build is None:
+            return
+        limit = show_seconds(self._policy.max_runtime)
+        reason = f"sandboxworker: the policy's max_runtime of {limit} is over"
+        if self.conn is not None and self.conn.expire(reason):
+            # Not stopBuild, which would make the step that runs CANCELLED.
+            build.stopped, build.stopped_reason, build.results = True, reason, FAILURE
+            return
+        stopping = build.stopBuild(reason, results=FAILURE)
+        stopping.addErrback(unexpected(f"stopping the build of worker {self.name!r}"))
 
     def _audit(self, event: Event) -> None:
         log.msg(f"sandboxworker audit: {event.json_line(time.time())}")

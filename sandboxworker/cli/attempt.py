@@ -218,12 +218,11 @@ class _Output(ProcessProtocol):
     def _pass_on(self, stream: Any, data: bytes) -> None:
         if self._passed is not None:
             return
-        self._passed = self._budget.output(len(data))
+        fits, self._passed = self._budget.output(len(data))
+        stream.buffer.write(data[:fits])
+        stream.buffer.flush()
         if self._passed is not None:
             self._kill()
-            return
-        stream.buffer.write(data)
-        stream.buffer.flush()
 
     def _kill(self) -> None:
         if not self.transport.is_over:

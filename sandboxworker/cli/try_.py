@@ -11,7 +11,7 @@ from sandboxworker.cli.failures import own_failures
 from sandboxworker.cli.policyfile import DEFAULT_IMAGE, load_policy
 
 
-@click.command("try", context_settings={"ignore_unknown_options": True})
+@click.command("try", context_settings={"allow_interspersed_args": False})
 @click.option("--image", metavar="REF", help=f"The image to run in.  [default: {DEFAULT_IMAGE}]")
 @click.option(
     "--policy",

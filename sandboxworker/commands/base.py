@@ -77,6 +77,14 @@ class SandboxCommand(ProtocolCommandPb):
                 args[name] = self._expanded(args[name])
         super().protocol_args_setup(command, args)
 
+    def end(self, reason: str) -> None:
+        """End the command as a failure of its own, not as the Stop button would."""
+        kill = getattr(getattr(self.command, "command", None), "kill", None)
+        if kill is not None:
+            kill(reason)
+        else:
+            self.command.doInterrupt()
+
     def _expanded(self, path: str) -> str:
         if path != "~" and not path.startswith("~/"):
             # No other user has a home here; and the master's users are none of the build's.

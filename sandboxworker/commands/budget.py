@@ -25,15 +25,18 @@ class Budget:
         if step is not self.step:
             self.step, self.step_output = step, 0
 
-    def output(self, size: int) -> str | None:
-        """Count bytes of log; what to tell when a limit is passed."""
-        self.step_output += size
-        self.build_output += size
-        if self.step_output > self.policy.max_step_output:
-            return _passed("this step wrote", "max_step_output", self.policy.max_step_output)
-        if self.build_output > self.policy.max_output:
-            return _passed("this build wrote", "max_output", self.policy.max_output)
-        return None
+    def output(self, size: int) -> tuple[int, str | None]:
+        """Count bytes of log: how many of them still fit, and what to tell if not all do."""
+        step_left = self.policy.max_step_output - self.step_output
+        build_left = self.policy.max_output - self.build_output
+        fits = min(size, step_left, build_left)
+        self.step_output += fits
+        self.build_output += fits
+        if size > step_left:
+            return fits, _passed("this step wrote", "max_step_output", self.policy.max_step_output)
+        if size > build_left:
+            return fits, _passed("this build wrote", "max_output", self.policy.max_output)
+        return fits, None
 
     def upload_file(self) -> str | None:
         """Count a file taken out; what to tell when there were too many."""

@@ -68,9 +68,7 @@ def _matches(parts: Sequence[str], names: Sequence[str], is_directory: bool) -> 
         return _matches_any_depth(parts, names, is_directory)
     if not part and not rest:
         return not names and is_directory
-    return (
-        bool(names) and _component(part, names[0]) and _matches(rest, names[1:], is_directory)
-    )
+    return bool(names) and _component(part, names[0]) and _matches(rest, names[1:], is_directory)
 
 
 def _matches_any_depth(parts: Sequence[str], names: Sequence[str], is_directory: bool) -> bool:

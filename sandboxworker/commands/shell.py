@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from buildbot_worker.commands.shell import WorkerShellCommand
@@ -156,21 +156,21 @@ class SandboxRunProcess(RunProcess):
     # output
 
     def addStdout(self, data: str) -> None:
-        if self._may_write(data):
-            super().addStdout(data)
+        self._within_limits(data, super().addStdout)
 
     def addStderr(self, data: str) -> None:
-        if self._may_write(data):
-            super().addStderr(data)
+        self._within_limits(data, super().addStderr)
 
-    def _may_write(self, data: str) -> bool:
+    def _within_limits(self, data: str, add: Callable[[str], None]) -> None:
         if self._passed_limit:
-            return False
-        passed = self.budget.output(len(data) if data.isascii() else len(data.encode(ENCODING)))
+            return
+        raw = data.encode(ENCODING)
+        fits, passed = self.budget.output(len(raw))
+        if fits:
+            add(data if fits == len(raw) else raw[:fits].decode(ENCODING, "ignore"))
         if passed is not None:
             self._passed_limit = True
             self.kill(passed)
-        return passed is None
 
 
 class Shell(WorkerShellCommand):

@@ -208,6 +208,8 @@ class DownloadFile(WorkerFileDownloadCommand):
         text = self._before + portion.decode("utf-8", "replace")
         names = found_in(withheld, [text])
         self._before = text[-max(map(len, withheld)) :]
+        for name in names:
+            self.protocol_command.sandbox.record("secret.refused", secret=name, path=self.path)
         if names:
             self.stderr, self.rc = f"sandboxworker: {refuse_content(names)}", 1
         return bool(names)

@@ -35,7 +35,7 @@ texts = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=
 sizes = st.integers(64 * KIB, 64 * MIB)
 paths = st.from_regex(r"\A(/[A-Za-z0-9_.+-]{1,8}){1,3}\Z")
 
-#: Strategies for every field, a little wider than what is allowed; what does not validate is left out below.
+#: For every field, a little wider than what is allowed; what does not validate is left out.
 fields = {
     "user": st.just("auto")
     | st.tuples(st.integers(0, 65535), st.integers(0, 65535)).map("{0[0]}:{0[1]}".format),
@@ -84,8 +84,11 @@ images = st.builds(attrs.evolve, st.just(FACTS), env=image_lines.map(tuple))
 uids = st.sampled_from(UID_RANGE)
 
 
+plain_image = st.just(FACTS)
+
+
 @st.composite
-def specs(draw: Any, image: Any = st.just(FACTS)) -> ContainerSpec:
+def specs(draw: Any, image: Any = plain_image) -> ContainerSpec:
     policy = draw(policies)
     assume(not policy.faults())
     return build_spec(policy, draw(image), BUILD)
