@@ -482,11 +482,15 @@ def _signal_number(signal_id: str | int) -> int:
 
 @attrs.frozen
 class Completed:
-    """A finished command: its output as far as it was kept, and its exit code (-1: a signal)."""
+    """A finished command: its output as far as it was kept, and its exit code (-1: a signal).
+
+    ``is_cut``: there was more output than was kept.
+    """
 
     stdout: bytes
     stderr: bytes
     exit_code: int
+    is_cut: bool = False
 
 
 class _Collector(ProcessProtocol):
@@ -497,6 +501,7 @@ class _Collector(ProcessProtocol):
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._output = {STDOUT: bytearray(), STDERR: bytearray()}
+        self._is_cut = False
         self.completed: defer.Deferred[Completed] = defer.Deferred()
 
     def connectionMade(self) -> None:
@@ -504,7 +509,9 @@ class _Collector(ProcessProtocol):
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
         kept = self._output[childFD]
-        kept += data[: self._limit - len(kept)]
+        fits = data[: self._limit - len(kept)]
+        kept += fits
+        self._is_cut = self._is_cut or len(fits) < len(data)
 
     def outReceived(self, data: bytes) -> None:
         self.childDataReceived(STDOUT, data)
@@ -516,7 +523,12 @@ class _Collector(ProcessProtocol):
         code = getattr(reason.value, "exitCode", None)
         output = self._output
         self.completed.callback(
-            Completed(bytes(output[STDOUT]), bytes(output[STDERR]), -1 if code is None else code)
+            Completed(
+                stdout=bytes(output[STDOUT]),
+                stderr=bytes(output[STDERR]),
+                exit_code=-1 if code is None else code,
+                is_cut=self._is_cut,
+            )
         )
 
 

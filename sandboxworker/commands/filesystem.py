@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from sandboxworker.commands.shell import SandboxRunProcess
 from sandboxworker.process import Completed, run
 
 
-class _Tool(Command):
+class Tool(Command):
     """A command that is one small tool's work."""
 
     header = ""
@@ -26,8 +27,8 @@ class _Tool(Command):
         """Do it, and send the result."""
         raise NotImplementedError
 
-    async def tool(self, *argv: str) -> Completed:
-        return await run(self.protocol_command.sandbox, argv)
+    async def tool(self, *argv: str, **options: Any) -> Completed:
+        return await run(self.protocol_command.sandbox, argv, **options)
 
     def failed(self, path: str, completed: Completed) -> None:
         """Upstream's answer to an ``OSError``: its text in the header, its errno as the code."""
@@ -35,7 +36,7 @@ class _Tool(Command):
         self.sendStatus([("header", f"{self.header}: {text}: {path}"), ("rc", number)])
 
 
-class MakeDirectory(_Tool):
+class MakeDirectory(Tool):
     """``mkdir``: make directories, with those above them."""
 
     header = "mkdir"
@@ -50,7 +51,7 @@ class MakeDirectory(_Tool):
         self.sendStatus([("rc", 0)])
 
 
-class RemoveFile(_Tool):
+class RemoveFile(Tool):
     """``rmfile``: remove one file."""
 
     header = "rmfile"
@@ -69,7 +70,7 @@ class RemoveFile(_Tool):
 _STAT_FORMAT = "%f %i %d %h %u %g %s %X %Y %Z"
 
 
-class StatFile(_Tool):
+class StatFile(Tool):
     """``stat``: the ten numbers of ``os.stat``."""
 
     header = "stat"
@@ -124,3 +125,29 @@ class RemoveDirectory(fs.RemoveDirectory):
         )
         code: int = await self.command.start()
         return code
+
+
+class CopyDirectory(fs.CopyDirectory):
+    """``cpdir``: ``cp -R -P -p``, into a parent that is made if it is not there."""
+
+    command: Any = None
+
+    def start(self) -> defer.Deferred[None]:
+        return defer.ensureDeferred(self._copy())
+
+    async def _copy(self) -> None:
+        source, target = self.args["from_path"], self.args["to_path"]
+        self.command = SandboxRunProcess(
+            self.protocol_command,
+            self.command_id,
+            ["cp", "-R", "-P", "-p", source, target],
+            # Made where it is missing, as every command's directory is.
+            posixpath.dirname(target),
+            sendRC=False,
+            timeout=self.args.get("timeout", 120),
+            maxTime=self.args.get("maxTime"),
+            logEnviron=self.logEnviron,
+            usePTY=False,
+        )
+        code = await self.command.start()
+        self.sendStatus([("rc", code)])

@@ -5,16 +5,20 @@ from __future__ import annotations
 import io
 import posixpath
 import signal
-from typing import Any
+import tempfile
+from typing import IO, Any
 
 from buildbot_worker.commands.transfer import (
+    TransferCommand,
+    WorkerDirectoryUploadCommand,
     WorkerFileDownloadCommand,
     WorkerFileUploadCommand,
 )
-from twisted.internet import defer
+from twisted.internet import defer, threads
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
+from sandboxworker.commands.archive import ArchiveRefused, Limits, rewrite
 from sandboxworker.process import SandboxProcess, run, spawn_process
 from sandboxworker.secrets import found_in, refuse_content
 
@@ -24,6 +28,13 @@ _PORTION = 8 * 1024 * 1024
 #: Regular files only: a FIFO would keep us waiting, and a device has no end.
 _READ = '[ -f "$1" ] && [ -r "$1" ] || exit 66; exec cat -- "$1"'
 _NO_FILE = 66
+
+_PACK = '[ -d "$1" ] || exit 66; cd -- "$1" && exec tar -cf - .'
+#: GNU tar's exit code when a file changed while it was read.
+_CHANGED_MEANWHILE = 1
+_FETCH_BLOCK = 256 * 1024
+#: Bytes of headers and padding a member may have, long names included.
+_TAR_OVERHEAD = 8 * 1024
 
 #: $1 the file, $2 its mode or nothing. A file with a mode of its own is never wider on the way.
 _CREATE = """\
@@ -173,6 +184,80 @@ class _Sender(ProcessProtocol):
     def _tell(self, code: int | None) -> None:
         if not self.over.called:
             self.over.callback(code)
+
+
+class UploadDirectory(WorkerDirectoryUploadCommand):
+    """``uploadDirectory``: regular files and directories, in an archive that is written here.
+
+    The image's ``tar`` fills a temporary file up to the policy's limits; what is in it is checked
+    and written anew (`archive.rewrite`), in a thread; Buildbot unpacks only the result.
+    """
+
+    stderr: str | None
+
+    def start(self) -> defer.Deferred[Any]:
+        uploading = defer.ensureDeferred(self._upload())
+        uploading.addErrback(self._refused)
+        uploading.addBoth(lambda result: TransferCommand.finished(self, result))
+        return uploading
+
+    async def _upload(self) -> None:
+        limits = self._limits()
+        with tempfile.TemporaryFile() as raw, tempfile.TemporaryFile() as checked:
+            await self._fetch(raw, limits.size + limits.files * _TAR_OVERHEAD)
+            left_out: list[str] = []
+            await threads.deferToThread(
+                rewrite, raw, checked, self.compress, limits, left_out.append
+            )
+            self._count(limits)
+            self.sendStatus([("header", f"sending {self.path}\n")])
+            self._tell(left_out)
+            checked.seek(0)
+            await self._send(checked)
+        await self.protocol_command.protocol_update_upload_directory(self.writer)
+
+    def _limits(self) -> Limits:
+        budget = self.protocol_command.budget
+        size = max(0, budget.policy.max_upload - budget.uploaded)
+        files = max(0, budget.policy.max_upload_files - budget.uploaded_files)
+        return Limits(size if self.remaining is None else min(size, self.remaining), files)
+
+    async def _fetch(self, raw: IO[bytes], limit: int) -> None:
+        async def write(block: bytes) -> bool:
+            raw.write(block)
+            return raw.tell() <= limit and not self.interrupted
+
+        sender = _Sender(_FETCH_BLOCK, write)
+        spawn_process(
+            self.protocol_command.sandbox, sender, ("/bin/sh", "-c", _PACK, "sh", self.path)
+        )
+        code = await sender.over
+        if code == _NO_FILE:
+            raise ArchiveRefused(f"[Errno 2] No such file or directory: '{self.path}'")
+        if raw.tell() > limit:
+            raise ArchiveRefused("it is larger than the policy's max_upload, or the step's maxsize")
+        if code not in (0, _CHANGED_MEANWHILE):
+            raise ArchiveRefused(f"the image's tar failed ({code})")
+        raw.seek(0)
+
+    def _count(self, limits: Limits) -> None:
+        before, budget = self._limits(), self.protocol_command.budget
+        budget.uploaded += before.size - limits.size
+        budget.uploaded_files += before.files - limits.files
+
+    def _tell(self, left_out: list[str]) -> None:
+        if left_out:
+            names = ", ".join(left_out[:10]) + (", …" if len(left_out) > 10 else "")
+            self.sendStatus([("header", f"sandboxworker: no regular files, left out: {names}\n")])
+
+    async def _send(self, checked: IO[bytes]) -> None:
+        while not self.interrupted and (block := checked.read(self.blocksize)):
+            await self.do_protocol_write(block)
+
+    def _refused(self, failure: Failure) -> None:
+        failure.trap(ArchiveRefused)
+        self.rc = 1
+        self.stderr = f"Cannot read directory '{self.path}' for upload: {failure.value}"
 
 
 class DownloadFile(WorkerFileDownloadCommand):

@@ -158,15 +158,16 @@ async def test_a_secret_that_the_policy_does_not_release_is_refused_with_the_way
     master: RealMaster, builder: str, content: Any, names: str
 ) -> None:
     build = await master.run(
-        builder, with_secrets([("/run/secrets/x", content)], shell("ls -A /run/secrets", "ls"))
+        builder,
+        with_secrets([("/run/secrets/x", content)], shell("ls -A /run/secrets; echo looked", "ls")),
     )
     assert build.result == "failure"
     refused = populating(build)
     assert refused.result == "failure"
     assert f"secret {names} is refused" in build.log
     assert f"secrets=['{names}']" in build.log
-    # The build has ended there, and nothing is told but the name.
-    assert "ls" not in {step.name for step in build.steps}
+    # Where the steps go on they go on without, and nothing is told but the name.
+    assert all(step.out == "looked" for step in build.steps if step.name == "ls")
     for value in VALUES.values():
         assert value not in build.log
 
