@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from buildbot_worker.commands.shell import WorkerShellCommand
@@ -13,7 +15,9 @@ from twisted.internet import defer
 from twisted.internet.error import ProcessExitedAlready
 
 from sandboxworker.commands.base import ENCODING
+from sandboxworker.commands.logfiles import SandboxLogFile
 from sandboxworker.process import SandboxProcess, spawn_process
+from sandboxworker.unexpected import unexpected
 
 _VARIABLE = re.compile(r"\${([0-9a-zA-Z_]*)}")
 
@@ -67,7 +71,7 @@ def merge_environ(base: Mapping[str, str], wanted: Mapping[str, Any]) -> dict[st
 class SandboxRunProcess(RunProcess):
     """`RunProcess` as it is, but for where the process runs and how it is signalled.
 
-    ``options`` are `RunProcess`'s own, except ``environ`` (a step's ``env``) and ``logfiles``.
+    ``environ`` is a step's ``env``; ``options`` are `RunProcess`'s own.
     """
 
     interruptSignal: str
@@ -87,23 +91,52 @@ class SandboxRunProcess(RunProcess):
     ) -> None:
         self.sandbox = protocol_command.sandbox
         self.budget = protocol_command.budget
-        self._unread_logfiles = logfiles or {}
+        self._ended_before: str | None = None
         self._passed_limit = False
-        self._swept = False
         path = SandboxPath(workdir)
         super().__init__(
             command_id, command, path, ENCODING, protocol_command.send_update, **options
         )
         merged = merge_environ(dict(self.sandbox.spec.environ), environ or {})
         self.environ = _Environment({**merged, "PWD": workdir})
+        # Not given to upstream's own, which would read the master's files of these names.
+        self.logfiles = dict(logfiles or {})
+        self.logFileWatchers = list(self._watch(self.logfiles))
 
-    def _startCommand(self) -> None:
-        if self._unread_logfiles:
-            names = ", ".join(self._unread_logfiles)
-            self.send_update(
-                [("header", f"sandboxworker: logfiles are not followed yet: {names}\n")]
+    def start(self) -> defer.Deferred[int]:
+        """As upstream's, after a look at the files that are to be followed."""
+        if not self.logFileWatchers:
+            running: defer.Deferred[int] = super().start()
+            return running
+        return defer.ensureDeferred(self._start_watched())
+
+    async def _start_watched(self) -> int:
+        for file in self.logFileWatchers:
+            await file.look_before()
+        if self._ended_before is not None:
+            self.send_update([("header", self._ended_before + "\n"), ("rc", -1)])
+            return -1
+        code: int = await super().start()
+        return code
+
+    def kill(self, msg: str) -> None:
+        if self.process is None and self.logFileWatchers:
+            self._ended_before = msg
+        else:
+            super().kill(msg)
+
+    def _watch(self, logfiles: Mapping[str, Any]) -> Iterator[SandboxLogFile]:
+        for name, value in logfiles.items():
+            options = value if isinstance(value, dict) else {"filename": value}
+            yield SandboxLogFile(
+                self.sandbox,
+                posixpath.join(str(self.workdir), options["filename"]),
+                options.get("follow", False),
+                partial(self._add_logfile, name),
             )
-        super()._startCommand()
+
+    def _add_logfile(self, name: str, data: str) -> None:
+        self._within_limits(data, partial(self.addLogfile, name))
 
     def _spawnProcess(
         self,
@@ -145,13 +178,17 @@ class SandboxRunProcess(RunProcess):
         self.sendSig("KILL")
 
     def finished(self, sig: int | None, rc: int | None) -> None:
-        """Nothing that an interrupted command started outlives it."""
-        if not self.pp.killed or self._swept:
-            super().finished(sig, rc)
-            return
-        self._swept = True
-        sweeping = defer.ensureDeferred(self.sandbox.kill_all())
-        sweeping.addBoth(lambda _: super(SandboxRunProcess, self).finished(sig, rc))
+        """Nothing that an interrupted command started outlives it; files are read to their end."""
+        finishing = defer.ensureDeferred(self._before_finish())
+        finishing.addErrback(unexpected("finishing a command"))
+        finishing.addBoth(lambda _: super(SandboxRunProcess, self).finished(sig, rc))
+
+    async def _before_finish(self) -> None:
+        self._cancelTimers()
+        if self.pp.killed:
+            await self.sandbox.kill_all()
+        for file in self.logFileWatchers:
+            await file.last()
 
     # output
 

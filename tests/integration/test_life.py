@@ -317,7 +317,7 @@ def test_arguments_that_cannot_be_are_told_with_the_reason() -> None:
     )
     assert len(told) == 5
     for word in ("policy=", "build_wait_timeout=600", "max_builds=2", "docker_host=", "password="):
-        assert sum(word in line for line in told) == 1, word
+        assert sum(f": {word}" in line for line in told) == 1, word
     assert "SandboxPolicy is required" in "\n".join(told)
 
 

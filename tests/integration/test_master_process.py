@@ -1,0 +1,210 @@
+"""A master as a process of its own, made, started and ended with Buildbot's own commands."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from real_master import containers_of
+
+pytestmark = pytest.mark.engine
+
+BUILDBOT = [sys.executable, "-c", "from buildbot.scripts.runner import run; run()"]
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+#: Every build runs two workers' worth of what does not end by itself.
+CONFIG = """\
+from buildbot.plugins import schedulers, steps, util, worker
+
+c = BuildmasterConfig = {"protocols": {}, "buildbotNetUsageData": None}
+c["db"] = {"db_url": "sqlite:///state.sqlite"}
+policy = util.SandboxPolicy("sandboxworker/busybox:latest", disk="8m", memory="64m")
+c["workers"] = [worker.SandboxLatentWorker(name, policy=policy) for name in ("one", "two")]
+COMMANDS = {
+    "one": "trap '' HUP INT TERM; setsid sleep 600 & while :; do echo begun; sleep 1; done",
+    "two": "trap '' HUP INT TERM; while :; do echo begun; done",
+}
+c["builders"] = [
+    util.BuilderConfig(
+        name=name, workernames=[name],
+        factory=util.BuildFactory([steps.ShellCommand(command=command, logEnviron=False)]),
+    )
+    for name, command in COMMANDS.items()
+]
+c["schedulers"] = [
+    schedulers.Periodic(name="now", builderNames=list(COMMANDS), periodicBuildTimer=3600)
+]
+"""
+
+
+def buildbot(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """One of Buildbot's own commands, which must succeed."""
+    done = subprocess.run(
+        [*BUILDBOT, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, (arguments, done.stdout + done.stderr)
+    return done
+
+
+class MasterProcess:
+    """A master of Buildbot's own making in a directory."""
+
+    def __init__(self, basedir: Path, engine_client: Any, left_over: Any) -> None:
+        self.basedir = basedir
+        self._client = engine_client
+        self._left_over = left_over
+
+    def start(self, config: str = CONFIG) -> None:
+        buildbot("create-master", "--quiet", str(self.basedir))
+        (self.basedir / "master.cfg").write_text(config)
+        assert "good" in buildbot("checkconfig", str(self.basedir)).stdout
+        buildbot("start", str(self.basedir))
+
+    @property
+    def id(self) -> str:
+        return (self.basedir / "sandboxworker.id").read_text().strip()
+
+    @property
+    def log(self) -> str:
+        return (self.basedir / "twistd.log").read_text()
+
+    @property
+    def pid(self) -> int:
+        return int((self.basedir / "twistd.pid").read_text())
+
+    def containers(self) -> list[Any]:
+        return containers_of(self._client, self.id)
+
+    def wait_until_building(self) -> None:
+        """Both builds run their command."""
+        wait(self._is_building, "both builds", 60, lambda: self.log)
+        self._left_over.masters.add(self.id)
+
+    def _is_building(self) -> bool:
+        if not (self.basedir / "sandboxworker.id").exists():
+            return False
+        containers = self.containers()
+        return len(containers) == 2 and all(self._runs_its_step(each) for each in containers)
+
+    def _runs_its_step(self, container: Any) -> bool:
+        try:
+            processes = self._client.top(container["Id"])["Processes"] or ()
+        except Exception as error:  # It may be starting or ending just now.
+            assert type(error).__module__.startswith("docker")
+            return False
+        return any("begun" in process[-1] for process in processes)
+
+    def end(self) -> None:
+        """Whatever became of it."""
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def wait(
+    condition: Callable[[], bool], what: str, seconds: float, more: Callable[[], str] = str
+) -> None:
+    give_up = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up, f"waited {seconds:g} s in vain for {what}\n{more()}"
+        time.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture
+def master(engine_client: Any, left_over: Any, tmp_path: Path) -> Iterator[MasterProcess]:
+    process = MasterProcess(tmp_path / "master", engine_client, left_over)
+    yield process
+    process.end()
+
+
+def test_when_the_master_is_killed_its_containers_are_gone_within_10_seconds(
+    master: MasterProcess,
+) -> None:
+    master.start()
+    master.wait_until_building()
+    os.kill(master.pid, signal.SIGKILL)
+    wait(lambda: not master.containers(), "end of its containers", 10)
+
+
+def test_when_the_master_is_stopped_its_containers_are_gone_before_it(
+    master: MasterProcess,
+) -> None:
+    master.start()
+    master.wait_until_building()
+    pid = master.pid
+    os.kill(pid, signal.SIGTERM)
+    wait(lambda: not is_alive(pid), "end of the master", 30, lambda: master.log)
+    assert not master.containers()
+    assert "Unhandled" not in master.log
+
+
+def test_buildbot_stop_leaves_no_container_and_the_id_outlives_a_restart(
+    master: MasterProcess,
+) -> None:
+    master.start()
+    master.wait_until_building()
+    first = master.id
+    buildbot("stop", str(master.basedir))
+    assert not master.containers()
+    buildbot("start", str(master.basedir))
+    master.wait_until_building()
+    assert master.id == first
+    buildbot("stop", str(master.basedir))
+    assert not master.containers()
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+def test_signals_that_reconfigure_or_drain_do_not_harm_running_builds(
+    master: MasterProcess, number: signal.Signals
+) -> None:
+    """SIGHUP reconfigures; SIGUSR1 ends the master after its builds, which here go on."""
+    master.start()
+    master.wait_until_building()
+    before = {each["Id"] for each in master.containers()}
+    told = {signal.SIGHUP: "configuration update complete", signal.SIGUSR1: "shut"}[number]
+    seen = master.log.count(told)
+    os.kill(master.pid, number)
+    wait(lambda: master.log.count(told) > seen, told, 30, lambda: master.log)
+    assert {each["Id"] for each in master.containers()} == before
+
+
+@pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the examples are not part of a wheel")
+def test_the_example_passes_checkconfig_and_starts(
+    engine_client: Any, left_over: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    basedir = tmp_path / "master"
+    repository = tmp_path / "project.git"
+    subprocess.run(["git", "init", "--quiet", "--bare", str(repository)], check=True, timeout=20)
+    monkeypatch.setenv("DEMO_REPOSITORY", str(repository))
+    monkeypatch.setenv("DEMO_PORT", "0")
+    buildbot("create-master", "--quiet", str(basedir))
+    shutil.copy(EXAMPLES / "master.cfg", basedir)
+    assert "good" in buildbot("checkconfig", str(basedir)).stdout
+    process = MasterProcess(basedir, engine_client, left_over)
+    try:
+        buildbot("start", str(basedir))
+        assert "BuildMaster is running" in process.log
+        assert "cannot start builds" not in process.log
+        buildbot("stop", str(basedir))
+    finally:
+        process.end()
