@@ -226,6 +226,9 @@ class SandboxProcess:
         except EngineError as reason:
             self._not_started(reason)
             return
+        if self._over:
+            self.sandbox.release(self._stream)
+            return
         if self._paused:
             self._stream.pause()
         if stdin is not None:

@@ -180,7 +180,7 @@ class Sandbox:
             self._move(State.READY)
         except BaseException:
             self._starting = None
-            self.destroy().addErrback(_nobody)  # `State.STUCK` has told the audit log.
+            self._destroy_unasked()
             raise
 
     async def _create(self) -> Created:
@@ -241,7 +241,7 @@ class Sandbox:
         self._timer = self.reactor.callLater(self.spec.max_runtime, self._deadline)
 
     def _deadline(self) -> None:
-        self._timer = self.reactor.callLater(DEADLINE_GRACE, self.destroy)
+        self._timer = self.reactor.callLater(DEADLINE_GRACE, self._destroy_unasked)
         self.record("sandbox.deadline", seconds=self.spec.max_runtime)
         self.on_deadline()
 
@@ -345,7 +345,7 @@ class Sandbox:
         self._move(State.LOST, reason=str(reason))
         if was_ready:
             self.on_lost(reason)
-            self.destroy().addErrback(_nobody)
+            self._destroy_unasked()
 
     # destroy
 
@@ -359,6 +359,10 @@ class Sandbox:
         if self._destroying is None or self.state is State.STUCK:
             self._destroying = defer.ensureDeferred(self._destroy())
         return _follow(self._destroying)
+
+    def _destroy_unasked(self) -> None:
+        """Nobody waits for it; that it failed is told by `State.STUCK`."""
+        self.destroy().addErrback(_nobody)
 
     async def _destroy(self) -> Exception | None:
         self._stop_clock()

@@ -208,6 +208,8 @@ class DockerEngine:
             if isinstance(cause, TimeoutError):
                 raise self._timeout(call) from None
             raise EngineUnreachable(self.name, _words(cause)) from None
+        except (ValueError, KeyError, OSError) as error:  # Half an answer, or none that is JSON.
+            raise EngineRefused(self.name, call, 0, f"answer not understood: {error}") from None
 
     def _sdk(self) -> Any:
         """In a thread, under the lock: the client; making one asks the engine for its version."""

@@ -20,6 +20,7 @@ from real_master import (
     RealMaster,
     configuration,
     one_builder_each,
+    pause,
     running_master,
     shell,
     until,
@@ -352,6 +353,8 @@ async def test_the_stop_button_ends_a_build_within_10_seconds(
 ) -> None:
     request = await master.begin(builder, [shell(command, "hang"), shell("echo on", "never")])
     await master.process_runs(engine_client, "sleep 300")
+    if "echo sleep" in command:
+        await pause(4)  # For a backlog of what it wrote.
     pressed = reactor.seconds()
     await master.stop_build(request)
     build = await master.finished(request)
