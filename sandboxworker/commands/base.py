@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from buildbot_worker.pb import ProtocolCommandPb
+from twisted.internet.defer import DeferredLock
 
 from sandboxworker.commands.budget import Budget
 from sandboxworker.sandbox import Sandbox
@@ -76,6 +77,12 @@ class SandboxCommand(ProtocolCommandPb):
             if isinstance(args.get(name), str):
                 args[name] = self._expanded(args[name])
         super().protocol_args_setup(command, args)
+
+    @property
+    def log_lock(self) -> DeferredLock:
+        """Held by the master while it writes a log; updates queue up behind it."""
+        lock: DeferredLock = self.command_ref.impl.loglock
+        return lock
 
     def end(self, reason: str) -> None:
         """End the command as a failure of its own, not as the Stop button would."""

@@ -19,6 +19,9 @@ from sandboxworker.commands.logfiles import SandboxLogFile
 from sandboxworker.process import SandboxProcess, spawn_process
 from sandboxworker.unexpected import unexpected
 
+#: Updates, of up to 64 KiB each, that may wait for the master to write them.
+_MAX_BACKLOG = 8
+
 _VARIABLE = re.compile(r"\${([0-9a-zA-Z_]*)}")
 
 
@@ -91,6 +94,8 @@ class SandboxRunProcess(RunProcess):
     ) -> None:
         self.sandbox = protocol_command.sandbox
         self.budget = protocol_command.budget
+        self._log_lock = protocol_command.log_lock
+        self._held_back = False
         self._ended_before: str | None = None
         self._passed_limit = False
         path = SandboxPath(workdir)
@@ -208,6 +213,27 @@ class SandboxRunProcess(RunProcess):
         if passed is not None:
             self._passed_limit = True
             self.kill(passed)
+        elif len(self._log_lock.waiting) > _MAX_BACKLOG and not self._held_back:
+            self._hold_back()
+
+    def _hold_back(self) -> None:
+        """Let the command wait until the master has written what it got so far."""
+        self._held_back = True
+        self.process.pauseProducing()
+        # Who asks for the lock now gets it behind all updates that wait for it.
+        self._log_lock.run(self._go_on).addErrback(unexpected("writing a log"))
+
+    def _go_on(self) -> None:
+        self._held_back = False
+        if not self.process.is_over:
+            self.process.resumeProducing()
+
+    def doTimeout(self) -> None:
+        """Silence that we imposed is not the command's."""
+        if self._held_back:
+            self.ioTimeoutTimer = self._reactor.callLater(self.timeout, self.doTimeout)
+        else:
+            super().doTimeout()
 
 
 class Shell(WorkerShellCommand):

@@ -9,11 +9,12 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-import docker
+import docker.errors
 import pytest
 from click.testing import CliRunner
 
 from sandboxworker import images
+from sandboxworker.engine import sdk
 from sandboxworker.cli import build_image
 from sandboxworker.cli.image import image
 from sandboxworker.errors import SandboxworkerError
@@ -240,7 +241,7 @@ class MemoryImages:
 def engine(monkeypatch: pytest.MonkeyPatch) -> MemoryImages:
     memory = MemoryImages()
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
-    monkeypatch.setattr(docker, "APIClient", lambda **arguments: memory)
+    monkeypatch.setattr(sdk, "sdk_client", lambda address: memory)
     monkeypatch.setattr(
         build_image, "build", lambda client, recipe, origin, progress: memory.build(recipe)
     )
