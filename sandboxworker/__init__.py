@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sandboxworker.policy import SandboxPolicy as SandboxPolicy
+    from sandboxworker.pool import sandbox_pool as sandbox_pool
     from sandboxworker.worker import SandboxLatentWorker as SandboxLatentWorker
 
-__all__ = ["SandboxLatentWorker", "SandboxPolicy"]
+__all__ = ["SandboxLatentWorker", "SandboxPolicy", "sandbox_pool"]
 
 _HOMES = {
     "SandboxLatentWorker": "sandboxworker.worker",
     "SandboxPolicy": "sandboxworker.policy",
+    "sandbox_pool": "sandboxworker.pool",
 }
 
 

@@ -228,6 +228,7 @@ def _field(kind: _Kind, default: Any) -> Any:
 
 #: What people coming from other workers ask for, and why there is no field for it.
 _NEVER = {
+    "untrusted.secrets": "an untrusted build gets no secret (T15); use SandboxPolicy.trusted",
     "privileged": "a sandbox is never privileged (T3)",
     "capabilities": "a sandbox has no capability (T3)",
     "cap_add": "a sandbox has no capability (T3)",
@@ -295,6 +296,38 @@ class SandboxPolicy:
         known = {name: fields.pop(name) for name in FIELDS if name in fields}
         written = {"image": image, **known}
         self.__attrs_init__(unknown=fields, written=written, **written)
+
+    @classmethod
+    def untrusted(cls, image: str, **fields: Any) -> SandboxPolicy:
+        """For strangers' pull requests: no secrets, and limits tighter than the defaults.
+
+        ``fields`` take the place of the preset's; it takes no ``secrets``.
+        """
+        limits: dict[str, Any] = {
+            "pids": 512,
+            "disk": "1g",
+            "max_runtime": "30m",
+            "max_output": "16m",
+            "max_step_output": "4m",
+            "max_upload": "64m",
+        }
+        if "secrets" in fields:
+            # Not a field of this preset, so `faults` tells it as one that there is not.
+            fields["untrusted.secrets"] = fields.pop("secrets")
+        return cls(image, **{**limits, **fields})
+
+    @classmethod
+    def trusted(cls, image: str, **fields: Any) -> SandboxPolicy:
+        """For an own project's branches: every secret may be released, and more of everything."""
+        limits: dict[str, Any] = {
+            "secrets": "*",
+            "cpus": 2,
+            "memory": "4g",
+            "disk": "8g",
+            "pids": 4096,
+            "max_runtime": "3h",
+        }
+        return cls(image, **{**limits, **fields})
 
     @property
     def cgroup_memory(self) -> int:

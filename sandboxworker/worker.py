@@ -158,9 +158,19 @@ class SandboxLatentWorker(AbstractLatentWorker):
 
     async def _attach_connection(self, sandbox: Sandbox) -> None:
         """As Buildbot's own `LocalWorker` does."""
+        self._set_properties(sandbox)
         connection = SandboxConnection(self, sandbox, self._policy)
         if await self.master.workers.newConnection(connection, self.name):
             await self.attached(connection)
+
+    def _set_properties(self, sandbox: Sandbox) -> None:
+        """So that a build can be told apart, and found in the audit log, by its sandbox."""
+        for name, value in (
+            ("sandbox_id", sandbox.id),
+            ("sandbox_image_id", sandbox.spec.image_id),
+            ("sandbox_spec", sandbox.spec.digest),
+        ):
+            self._build.setProperty(name, value, "SandboxLatentWorker")
 
     def _engine_for_build(self) -> DockerEngine:
         """The engine, held until this build's sandbox is gone, whatever a reconfigure changes."""

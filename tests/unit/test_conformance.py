@@ -119,6 +119,16 @@ def test_any_other_value_of_any_setting_is_noticed(where: tuple[str, str], value
     assert shown in found(answer)
 
 
+@pytest.mark.parametrize(("section", "name"), SETTINGS)
+def test_setting_of_another_kind_is_noticed_and_is_no_crash(section: str, name: str) -> None:
+    shown = f"HostConfig.{name}" if section == "HostConfig" else name
+    for value in (5, "x", True, [5], ["x"], [["x"]], [{"x": 5}], {"x": 5}, {"x": {"y": []}}):
+        answer = faithful()
+        if value != answer[section][name]:
+            answer[section][name] = value
+            assert shown in found(answer), value
+
+
 @given(st.data())
 def test_one_number_changed_anywhere_inside_a_setting_is_noticed(data: Any) -> None:
     answer = faithful()

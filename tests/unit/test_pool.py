@@ -1,0 +1,50 @@
+"""Pools of workers, and the presets of policies."""
+
+from __future__ import annotations
+
+import pytest
+from buildbot.config.errors import ConfigErrors, capture_config_errors
+
+from sandboxworker import SandboxPolicy, sandbox_pool
+
+IMAGE = "sandboxworker/debian:bookworm"
+
+
+def test_pool_has_that_many_workers_and_their_names() -> None:
+    policy = SandboxPolicy.untrusted(IMAGE)
+    pool = sandbox_pool("pr", 3, policy=policy, properties={"a": 1})
+    assert pool.names == ["pr-1", "pr-2", "pr-3"]
+    assert [worker.name for worker in pool.workers] == pool.names
+    assert all(worker.properties.getProperty("a") == 1 for worker in pool.workers)
+
+
+@pytest.mark.parametrize("count", [0, -1, "3", 1.5, True, None])
+def test_wrong_count_is_a_configuration_error(count: object) -> None:
+    with pytest.raises(ConfigErrors, match="a whole number from 1"), capture_config_errors(True):
+        sandbox_pool("pr", count, policy=SandboxPolicy(IMAGE))  # type: ignore[arg-type]
+
+
+def test_fault_of_the_policy_is_told_of_each_worker() -> None:
+    with pytest.raises(ConfigErrors) as caught, capture_config_errors(True):
+        sandbox_pool("pr", 2, policy=SandboxPolicy(IMAGE, pids=1))
+    assert [error.split("'")[1] for error in caught.value.errors] == ["pr-1", "pr-2"]
+
+
+def test_untrusted_policy_is_valid_and_releases_nothing() -> None:
+    policy = SandboxPolicy.untrusted(IMAGE, memory="2g")
+    assert policy.faults() == ()
+    assert not policy.releases("token")
+    assert policy.memory == 2 * 1024**3
+    assert policy.max_runtime < SandboxPolicy(IMAGE).max_runtime
+
+
+def test_untrusted_policy_refuses_to_be_given_secrets() -> None:
+    (fault,) = SandboxPolicy.untrusted(IMAGE, secrets=["token"]).faults()
+    assert "an untrusted build gets no secret" in str(fault)
+
+
+def test_trusted_policy_is_valid_and_releases_secrets() -> None:
+    policy = SandboxPolicy.trusted(IMAGE)
+    assert policy.faults() == ()
+    assert policy.releases("token")
+    assert not SandboxPolicy.trusted(IMAGE, secrets=["other"]).releases("token")
