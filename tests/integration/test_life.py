@@ -18,8 +18,10 @@ import pytest_twisted
 from buildbot.config.errors import ConfigErrors, capture_config_errors
 from buildbot.config.master import MasterConfig
 from real_master import (
+    HOLD,
     RealMaster,
     configuration,
+    let_go,
     one_builder_each,
     pause,
     running_master,
@@ -82,7 +84,7 @@ def test_listening_sockets_are_seen() -> None:
 async def test_a_reconfigure_leaves_running_builds_alone_and_takes_hold_for_the_next(
     engine_client: Any, left_over: Any, tmp_path: Path
 ) -> None:
-    hold = "echo begun; while [ ! -f /tmp/go ]; do sleep 0.1; done; echo done; echo $WHAT"
+    hold = f"echo begun; {HOLD}; echo done; echo $WHAT"
 
     def config(*workers: SandboxLatentWorker) -> dict[str, Any]:
         return one_builder_each(list(workers))
@@ -111,7 +113,7 @@ async def test_a_reconfigure_leaves_running_builds_alone_and_takes_hold_for_the_
         assert set(left.values()) <= containers
 
         for container in left.values():
-            _touch(engine_client, container, "/tmp/go")
+            let_go(engine_client, container)
         builds = {name: await master.finished(requests[name]) for name in ("same", "changed")}
         assert builds["same"].result == builds["changed"].result == "success"
         assert builds["changed"]["hold"].out.split() == ["begun", "done", "old"]
@@ -119,16 +121,6 @@ async def test_a_reconfigure_leaves_running_builds_alone_and_takes_hold_for_the_
         assert again["s"].out == "new"
         await until(lambda: not master.containers(engine_client), "end of all containers")
         assert "removed" not in master.master.workers.workers
-
-
-def _touch(engine_client: Any, container: str, path: str) -> None:
-    # As root would not do: nothing inside is writable for another than the build's user.
-    owner = engine_client.inspect_container(container)["HostConfig"]["Tmpfs"]["/tmp"]
-    fields = dict(option.partition("=")[::2] for option in owner.split(","))
-    made = engine_client.exec_create(
-        container, ["touch", path], user=f"{fields['uid']}:{fields['gid']}"
-    )
-    engine_client.exec_start(made["Id"])
 
 
 @pytest_twisted.ensureDeferred
