@@ -1,12 +1,4 @@
-"""Twisted's ``spawnProcess``, inside a sandbox.
-
-A command runs under a few lines of the image's own shell (`LAUNCH`) that tell its pid before it
-starts and its end after it has ended, on the very streams that carry its output, framed by a
-word that nobody can guess beforehand.
-That costs no further call to the engine, says whether a signal or an exit ended it (the engine's
-exit code does not), and marks the end even while a background child holds the streams open.
-A build that reads the word from ``/proc`` can fake the end of its own command, no more than that.
-"""
+"""Twisted's ``spawnProcess``, inside a sandbox."""
 
 from __future__ import annotations
 
@@ -25,136 +17,15 @@ from zope.interface import implementer
 
 from sandboxworker.engine.interface import STDERR, STDOUT, Stream
 from sandboxworker.errors import EngineError, EngineRefused, SandboxGone
+from sandboxworker.launch import Ended, Marked, launch
 from sandboxworker.sandbox import Sandbox
 from sandboxworker.unexpected import unexpected
-
-_SIGNALS = "HUP INT QUIT ALRM TERM PIPE USR1 USR2"
-
-#: $1 and $2 the word (in two parts, so that it does not stand in the process list), $3 the
-#: directory, $4 bytes of stdin (or -), $5 variables to forget, then the command.
-#: The innermost subshell becomes the command. The one around it waits and passes the exit status
-#: on; shells say on their stderr when a child died by a signal (except INT and PIPE), and that
-#: stderr goes down the same pipe. The reader at its end tells what came.
-#: All but the command ignore the signals that are meant for it.
-LAUNCH = f"""\
-w=$1$2 d=$3 n=$4 u=$5; shift 5
-[ -d "$d" ] || mkdir -p -- "$d" || exit 125
-cd -- "$d" || exit 125
-trap '' {_SIGNALS}
-exec 3>&1 4>&2
-printf '%s %s\\n' "$w" "$$"
-input() {{
-if [ "$n" = - ]; then wait_for "$@"; else head -c "$n" 2>/dev/null | wait_for "$@"; fi
-}}
-wait_for() {{ ( trap - {_SIGNALS}; unset $u; exec >&3 2>&4 3>&- 4>&-; exec "$@" ); echo "$?"; }}
-{{ input "$@"; }} 2>&1 | {{
-k=exit s=
-while read -r l; do [ -z "$s" ] || k=signal; s=$l; done
-case $s in ""|*[!0-9]*) s=255;; esac
-printf '%s %s %s\\n' "$w" "$k" "$s"
-printf '%s %s %s\\n' "$w" "$k" "$s" >&4
-exit "$s"
-}}
-"""
-
-
-#: What shells and runtimes set on their own.
-_UNASKED = ("HOME", "OLDPWD", "PATH", "PWD", "SHLVL")
-
-
-def launch(
-    word: str,
-    directory: str,
-    argv: Sequence[str],
-    stdin: int | None = None,
-    environ: Mapping[str, str] | None = None,
-) -> tuple[str, ...]:
-    """The exec's argv for a command.
-
-    ``stdin``: how many bytes it will get, None for no end;
-    ``environ``: what it shall see, None where that does not matter.
-    """
-    size = "-" if stdin is None else str(stdin)
-    forget = [name for name in _UNASKED if environ is not None and name not in environ]
-    return (
-        *("/bin/sh", "-c", LAUNCH, "sh", word[:-8], word[-8:], directory, size),
-        " ".join(forget) or "OLDPWD",
-        *argv,
-    )
-
 
 #: How long the last output of a killed command is waited for.
 _TAIL_SECONDS = 2.0
 
 #: The engine's exit code for a command that it could not start.
 _NOT_STARTED = 126
-
-#: What a build may make us keep by faking our words.
-_LONGEST_WORD, _MOST_WORDS = 256, 8
-
-
-@attrs.frozen
-class Ended:
-    """How a command ended: by an exit code, or by a signal's number."""
-
-    exit_code: int | None = None
-    signal: int | None = None
-
-    @classmethod
-    def told(cls, kind: str, status: int) -> Ended:
-        """From the shell's words: 128 and the number for a signal."""
-        if kind == "signal" and status > 128:
-            return cls(signal=status - 128)
-        return cls(exit_code=status)
-
-    def reason(self) -> Failure:
-        """As Twisted tells a process protocol."""
-        if self.exit_code == 0:
-            return Failure(error.ProcessDone(0))
-        return Failure(error.ProcessTerminated(self.exit_code, self.signal, None))
-
-
-@attrs.define
-class Marked:
-    """A stream's bytes, parted from our own words in them.
-
-    ``feed`` gives the command's bytes; ``words`` collects what stood behind the marker.
-    Keeps back only what may be the beginning of a marker.
-    """
-
-    marker: bytes
-    words: list[str] = attrs.Factory(list)
-    _kept: bytes = b""
-
-    def feed(self, data: bytes) -> bytes:
-        data, self._kept = self._kept + data, b""
-        output = bytearray()
-        while (found := data.find(self.marker)) >= 0:
-            begin = found + len(self.marker)
-            end = data.find(b"\n", begin, begin + _LONGEST_WORD)
-            if end < 0 and len(data) < begin + _LONGEST_WORD:
-                self._kept = data[found:]
-                return bytes(output) + data[:found]
-            if end < 0:  # Too long to be a word of ours.
-                output += data[:begin]
-                data = data[begin:]
-                continue
-            if len(self.words) < _MOST_WORDS:
-                self.words.append(data[begin:end].decode(errors="replace").strip())
-            output += data[:found]
-            data = data[end + 1 :]
-        cut = len(data) - self._beginning(data)
-        self._kept = data[cut:]
-        return bytes(output) + data[:cut]
-
-    def _beginning(self, data: bytes) -> int:
-        """How many bytes at the end of ``data`` begin a marker."""
-        at = data.rfind(self.marker[:1], max(0, len(data) - len(self.marker) + 1))
-        while at >= 0:
-            if self.marker.startswith(data[at:]):
-                return len(data) - at
-            at = data.rfind(self.marker[:1], max(0, len(data) - len(self.marker) + 1), at)
-        return 0
 
 
 @implementer(interfaces.IProcessTransport, interfaces.IConsumer, interfaces.IPushProducer)

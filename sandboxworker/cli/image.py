@@ -10,23 +10,13 @@ import click
 
 from sandboxworker import images
 from sandboxworker.cli import build_image
+from sandboxworker.cli.failures import own_failures
 from sandboxworker.errors import EngineRefused, EngineUnreachable, SandboxworkerError
 from sandboxworker.images import Recipe
-
-_OWN_FAILURE = 125
 
 _engine_option = click.option(
     "--engine", metavar="URL", help="The engine to use instead of DOCKER_HOST or the default."
 )
-
-
-class ImageCommandFailed(click.ClickException):
-    """A failure of ours, as one message without a traceback."""
-
-    exit_code = _OWN_FAILURE
-
-    def show(self, file: Any = None) -> None:
-        click.echo(f"error: {self.message}", err=True, file=file)
 
 
 @click.group()
@@ -48,7 +38,7 @@ def image() -> None:
 @_engine_option
 def build(names: tuple[str, ...], origin: str, force: bool, engine: str | None) -> None:
     """Make the images NAME..., by default all of them, where they are missing or outdated."""
-    with _own_failures(), _engine_client(engine) as client:
+    with own_failures(), _engine_client(engine) as client:
         for recipe in _chosen(names):
             _build_if_needed(client, recipe, origin, force)
 
@@ -57,7 +47,7 @@ def build(names: tuple[str, ...], origin: str, force: bool, engine: str | None) 
 @_engine_option
 def list_images(engine: str | None) -> None:
     """Show each image, its tag, and whether the engine has it."""
-    with _own_failures(), _engine_client(engine) as client:
+    with own_failures(), _engine_client(engine) as client:
         for recipe in images.recipes().values():
             click.echo(f"{recipe.name:10} {recipe.tag:32} {_state(client, recipe)}")
             click.echo(f"{'':10} {recipe.description}")
@@ -125,14 +115,6 @@ def _forget(client: Any, before: dict[str, Any] | None, after: dict[str, Any]) -
         client.remove_image(before["Id"])
     except APIError:
         return
-
-
-@contextmanager
-def _own_failures() -> Iterator[None]:
-    try:
-        yield
-    except SandboxworkerError as error:
-        raise ImageCommandFailed(str(error)) from None
 
 
 @contextmanager

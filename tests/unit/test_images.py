@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 from sandboxworker import images
-from sandboxworker.engine import sdk
 from sandboxworker.cli import build_image
 from sandboxworker.cli.image import image
+from sandboxworker.engine import sdk
 from sandboxworker.errors import SandboxworkerError
 
 RECIPES = images.recipes()
@@ -284,7 +284,7 @@ def test_force_makes_it_anew(engine: MemoryImages) -> None:
 def test_unknown_name_is_told_with_the_known_ones(engine: MemoryImages) -> None:
     assert _run("build", "debain") == (
         125,
-        "error: unknown image 'debain': known: busybox, debian\n",
+        "sandboxworker: error: unknown image 'debain': known: busybox, debian\n",
     )
 
 

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.internet import error
 
-from sandboxworker.process import Ended, Marked, launch
+from sandboxworker.launch import Ended, Marked, launch
 
 MARKER = b"\x1eword "
 #: No single word of ours is near this long.
