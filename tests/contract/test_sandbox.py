@@ -488,6 +488,20 @@ def test_destruction_that_was_asked_for_is_no_loss(world: World) -> None:
     assert "lost" not in world.states()
 
 
+def test_keepers_end_while_it_is_being_destroyed_is_no_loss(world: World) -> None:
+    sandbox = world.ready()
+    reasons = watched(sandbox)
+    world.engine.deaf = True
+    outcome = Outcome(sandbox.destroy())
+    assert sandbox.state is State.DESTROYING
+    sandbox.lose(RuntimeError("meanwhile"))
+    world.engine.deaf = False
+    world.pump(5)
+    outcome.value()
+    assert reasons == []
+    assert world.states() == ["created", "ready", "destroying", "gone"]
+
+
 def test_losing_twice_is_one_loss(world: World) -> None:
     sandbox = world.ready()
     reasons = watched(sandbox)

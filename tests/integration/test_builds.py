@@ -297,6 +297,17 @@ async def test_a_step_past_its_max_time_is_killed_with_everything_it_started(
 
 
 @pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("builder", ["plain", "busybox"])
+async def test_what_a_step_leaves_behind_when_it_ends_by_itself_goes_on(
+    master: RealMaster, builder: str
+) -> None:
+    """A build may start a server in one step and use it in the next."""
+    build = await master.run(builder, [shell(STUBBORN, "leave"), shell(SURVIVORS, "next")])
+    assert build.result == "success"
+    assert build["next"].out.count("/cmdline") >= 4, build["next"].out
+
+
+@pytest_twisted.ensureDeferred
 async def test_output_resets_the_timeout(master: RealMaster) -> None:
     build = await master.run(
         "plain", [shell("for i in 1 2 3 4 5 6; do echo $i; sleep 0.4; done", "slow", timeout=2)]

@@ -182,6 +182,8 @@ def test_keepers_words_in_another_order_are_noticed() -> None:
         {"Type": "volume", "Name": "x", "Destination": "/data"},
         {"Type": "tmpfs", "Destination": "/unasked"},
         {"Destination": "/untyped"},
+        {"Type": "bind", "Source": "/home", "Destination": SPEC.workspace},
+        {"Type": "volume", "Name": "x", "Destination": "/tmp"},
     ],
 )
 def test_mount_that_nobody_asked_for_is_noticed(mount: dict[str, str]) -> None:
