@@ -37,8 +37,7 @@ class Look(BuildStep, CompositeStepMixin):
     async def run(self) -> int:
         log = await self.addLog("stdio")
         found = sorted(await self.runGlob("build/**/*.txt")) + await self.runGlob("nothere/*")
-        base = self.worker.worker_basedir + "/"
-        await log.addStdout(f"{[name.removeprefix(base) for name in found]}\n")
+        await log.addStdout(f"{[name.split('/build/t/')[-1] for name in found]}\n")
         for directory in ("build/t", "build/nothere"):
             command = RemoteCommand("listdir", {"dir": directory})
             await self.runCommand(command)
