@@ -10,6 +10,7 @@ A build that reads the word from ``/proc`` can fake the end of its own command, 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 
 import attrs
@@ -19,13 +20,18 @@ from twisted.python.failure import Failure
 _SIGNALS = "HUP INT QUIT ALRM TERM PIPE USR1 USR2"
 
 #: $1 and $2 the word (in two parts, so that it does not stand in the process list), $3 the
-#: directory, $4 bytes of stdin (or -), $5 variables to forget, then the command.
+#: directory, $4 bytes of stdin (or -), $5 variables to forget, $6 whether what is no UTF-8 comes
+#: escaped (engines take JSON), then the command.
 #: The innermost subshell becomes the command. The one around it waits and passes the exit status
 #: on; shells say on their stderr when a child died by a signal (except INT and PIPE), and that
 #: stderr goes down the same pipe. The reader at its end tells what came.
 #: All but the command ignore the signals that are meant for it.
 LAUNCH = f"""\
-w=$1$2 d=$3 n=$4 u=$5; shift 5
+w=$1$2 d=$3 n=$4 u=$5 e=$6; shift 6
+if [ -n "$e" ]; then
+d=$(printf '%b.' "$d"); d=${{d%.}}
+for a; do shift; a=$(printf '%b.' "$a"); set -- "$@" "${{a%.}}"; done
+fi
 [ -d "$d" ] || mkdir -p -- "$d" || exit 125
 cd -- "$d" || exit 125
 trap '' {_SIGNALS}
@@ -64,11 +70,29 @@ def launch(
     """
     size = "-" if stdin is None else str(stdin)
     forget = [name for name in _UNASKED if environ is not None and name not in environ]
+    texts = [directory, *argv]
+    escape = not all(map(_is_utf8, texts))
+    directory, *argv = map(_escaped, texts) if escape else texts
     return (
         *("/bin/sh", "-c", LAUNCH, "sh", word[:-8], word[-8:], directory, size),
         " ".join(forget) or "OLDPWD",
+        "escaped" if escape else "",
         *argv,
     )
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether it is text, and not bytes that Python smuggles in text (PEP 383)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _escaped(text: str) -> str:
+    """For ``printf %b``: every byte as ``\\0ooo``."""
+    return "".join(f"\\0{byte:03o}" for byte in os.fsencode(text))
 
 
 #: What a build may make us keep by faking our words.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 from collections.abc import Callable
 from typing import Any
@@ -618,3 +619,14 @@ async def test_run_gives_output_and_exit_code_and_cuts_off_what_is_too_much(
     much = await ran(sandbox, "head -c 1000000 /dev/zero", limit=1000)
     assert much == Completed(bytes(1000), b"", 0, is_cut=True)
     assert (await ran(sandbox, "kill -9 $$")).exit_code == -1
+
+
+@pytest_twisted.ensureDeferred
+async def test_arguments_and_directory_that_are_no_utf8_come_through(sandbox: Sandbox) -> None:
+    arguments = [os.fsdecode(b"\xff\xfe a\n"), "\xe9", "\\0101", "-n", "q'\"$x", ""]
+    directory = "/build/" + os.fsdecode(b"d\xff")
+    completed = await within(
+        SECONDS, run(sandbox, ["printf", "%s|", *arguments], directory=directory)
+    )
+    assert completed.stdout == b"".join(os.fsencode(text) + b"|" for text in arguments)
+    assert (await ran(sandbox, "pwd", directory=directory)).stdout == b"/build/d\xff\n"
