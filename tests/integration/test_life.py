@@ -171,7 +171,7 @@ async def test_an_image_that_is_not_there_refuses_the_build_in_one_sentence(
     for text in (early, build.log):
         assert "image 'sandboxworker/no-such:1' is not on the engine" in text
         assert "sandboxworker image build" in text
-    _shows_no_frame_of_ours(build.log)
+    assert "Traceback" not in build.log
 
 
 @pytest_twisted.ensureDeferred
@@ -194,18 +194,12 @@ async def test_an_engine_that_is_down_is_named_and_the_build_tried_again(
         assert first.result == "retry"
         assert "does not answer" in first.log
         assert str(silent) in first.log
-        _shows_no_frame_of_ours(first.log)
+        assert "Traceback" not in first.log
 
 
 async def _complete(master: RealMaster, request: int) -> bool:
     builds = await master.builds(request)
     return bool(builds) and bool(builds[0]["complete"])
-
-
-def _shows_no_frame_of_ours(text: str) -> None:
-    """Buildbot wraps what refuses a build into a traceback of its own two functions."""
-    assert "sandboxworker/" not in text.replace("sandboxworker/no-such", "")
-    assert text.count("Traceback") <= 2  # Once as text, once as HTML.
 
 
 @pytest.fixture
