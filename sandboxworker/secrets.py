@@ -16,10 +16,8 @@ from buildbot.steps.download_secret_to_worker import DownloadSecretsToWorker
 
 from sandboxworker.errors import Actor, SandboxworkerError
 from sandboxworker.policy import SandboxPolicy
+from sandboxworker.redact import SHORTEST
 from sandboxworker.spec import SECRETS_PATH
-
-#: Shorter values stand in every other text by chance.
-_SHORTEST = 4
 
 
 class SecretRefused(SandboxworkerError):
@@ -61,7 +59,7 @@ def decide(step: Any, command: str, args: Mapping[str, Any], policy: SandboxPoli
     used = used_secrets(step.build.properties)
     if isinstance(step, DownloadSecretsToWorker) and command == "downloadFile":
         return Decision(released=_released(step, str(args["workerdest"]), used, policy))
-    withheld = {value: name for value, name in used.items() if len(value) >= _SHORTEST}
+    withheld = {value: name for value, name in used.items() if len(value) >= SHORTEST}
     names = found_in(withheld, _texts(args))
     if names:
         raise SecretRefused(

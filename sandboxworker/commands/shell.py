@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from twisted.internet.error import ProcessExitedAlready
 from sandboxworker.commands.base import ENCODING
 from sandboxworker.commands.logfiles import SandboxLogFile
 from sandboxworker.process import SandboxProcess, spawn_process
+from sandboxworker.redact import Redactor
 from sandboxworker.unexpected import unexpected
 
 #: Updates, of up to 64 KiB each, that may wait for the master to write them.
@@ -94,7 +96,11 @@ class SandboxRunProcess(RunProcess):
     ) -> None:
         self.sandbox = protocol_command.sandbox
         self.budget = protocol_command.budget
+        self._redactors: defaultdict[str, Redactor] = defaultdict(
+            partial(Redactor, protocol_command.withheld)
+        )
         self._log_lock = protocol_command.log_lock
+        self._adders: dict[str, Callable[[str], None]] = {}
         self._held_back = False
         self._ended_before: str | None = None
         self._passed_limit = False
@@ -141,7 +147,7 @@ class SandboxRunProcess(RunProcess):
             )
 
     def _add_logfile(self, name: str, data: str) -> None:
-        self._within_limits(data, partial(self.addLogfile, name))
+        self._add(partial(self.addLogfile, name), f"log {name}", data)
 
     def _spawnProcess(
         self,
@@ -194,14 +200,25 @@ class SandboxRunProcess(RunProcess):
             await self.sandbox.kill_all()
         for file in self.logFileWatchers:
             await file.last()
+        self._flush()
 
     # output
 
     def addStdout(self, data: str) -> None:
-        self._within_limits(data, super().addStdout)
+        self._add(super().addStdout, "stdout", data)
 
     def addStderr(self, data: str) -> None:
-        self._within_limits(data, super().addStderr)
+        self._add(super().addStderr, "stderr", data)
+
+    def _add(self, add: Callable[[str], None], stream: str, data: str) -> None:
+        """To the log, without the values of secrets, and as far as the limits let it."""
+        self._adders[stream] = add
+        self._within_limits(self._redactors[stream].feed(data), add)
+
+    def _flush(self) -> None:
+        """What was kept back since it might have become a secret's value."""
+        for stream, add in self._adders.items():
+            self._within_limits(self._redactors[stream].flush(), add)
 
     def _within_limits(self, data: str, add: Callable[[str], None]) -> None:
         if self._passed_limit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.engine
 DEBIAN = "sandboxworker/debian:bookworm"
 BUSYBOX = "sandboxworker/busybox:latest"
 
+TOKEN = "/run/secrets/token"
 VALUES = {
     "token": "released-f81c5a0e",
     "key": "line one 77aa\nline two 99bb\n",
@@ -248,3 +250,28 @@ async def test_every_release_and_refusal_is_audited_by_name_and_never_by_value(
     ]
     assert told == [("secret.released", "busybox"), ("secret.refused", "stranger")]
     assert VALUES["token"] not in json.dumps(master.audit)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_secret_that_a_build_prints_in_pieces_or_encoded_is_redacted(
+    master: RealMaster,
+) -> None:
+    build = await master.run(
+        "debian",
+        with_secrets(
+            [("/run/secrets/token", util.Secret("token"))],
+            shell("head -c 5 $T; sleep 1; tail -c +6 $T", "pieces", env={"T": TOKEN}),
+            shell("base64 $T; base64 -w 0 <$T; echo", "base64", env={"T": TOKEN}),
+            shell("od -An -v -tx1 $T | tr -d ' \\n'", "hex", env={"T": TOKEN}),
+            shell("cat $T >&2", "stderr", env={"T": TOKEN}),
+            shell("cat $T >f.log; sleep 1", "file", env={"T": TOKEN}, logfiles={"f": "f.log"}),
+        ),
+    )
+    assert build.result == "success", build.log
+    assert build["pieces"].out == "<token>"
+    raw = VALUES["token"].encode()
+    for leak in (VALUES["token"], raw.hex(), base64.b64encode(raw).decode().rstrip("=")[:-1]):
+        assert leak not in build.log
+    for name in ("base64", "hex", "stderr", "file"):
+        assert "<token>" in "".join(build[name].logs.values()), name
+
