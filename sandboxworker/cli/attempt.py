@@ -29,7 +29,8 @@ from sandboxworker.process import run, spawn_process
 from sandboxworker.sandbox import Owner, Sandbox
 from sandboxworker.spec import build_spec
 
-DEADLINE_OVER = 124
+#: As if SIGKILL had ended it, which it has.
+_LIMIT_PASSED = 128 + signal.SIGKILL
 _UNKNOWN_END = 125
 
 #: Where the files are put, below the workspace.
@@ -83,7 +84,8 @@ class _Attempt:
         self._interrupted: defer.Deferred[Outcome] = defer.Deferred()
 
     async def run(self, engine: DockerEngine, reactor: Any, packed: Packed) -> int:
-        self._catch_signals(reactor)
+        # Not before it runs: it takes SIGTERM for itself when it starts.
+        reactor.callWhenRunning(self._catch_signals, reactor)
         try:
             return await self._with_sandbox(engine, reactor, packed)
         finally:
@@ -170,7 +172,7 @@ class _Attempt:
         outcome = await output.outcome
         if output.deadline_over:
             return Outcome(
-                f"max_runtime of {show_seconds(self._policy.max_runtime)} is over", DEADLINE_OVER
+                f"max_runtime of {show_seconds(self._policy.max_runtime)} is over", _LIMIT_PASSED
             )
         return outcome
 
@@ -240,7 +242,9 @@ class _Output(ProcessProtocol):
         if self._lost is not None:
             self.outcome.errback(self._lost)
         elif self._passed is not None:
-            self.outcome.callback(Outcome(self._passed.removeprefix("sandboxworker: "), 137))
+            self.outcome.callback(
+                Outcome(self._passed.removeprefix("sandboxworker: "), _LIMIT_PASSED)
+            )
         elif value.signal is not None:
             self.outcome.callback(
                 Outcome(f"killed by signal {value.signal}", 128 + int(value.signal))

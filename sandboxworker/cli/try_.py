@@ -52,11 +52,11 @@ def try_(
     \b
     Exit codes:
       the command's own; 128+N when signal N ended it
-      124  the policy's max_runtime was over
       125  sandboxworker itself failed; the reason stands on standard error
       126  the command could not be started
       127  the command was not found
       130  Ctrl-C
+      137  also: a limit of the policy was passed (time, output), and the command killed
     """
     with own_failures():
         policy = load_policy(policy_file, image)

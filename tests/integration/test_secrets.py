@@ -274,4 +274,3 @@ async def test_a_secret_that_a_build_prints_in_pieces_or_encoded_is_redacted(
         assert leak not in build.log
     for name in ("base64", "hex", "stderr", "file"):
         assert "<token>" in "".join(build[name].logs.values()), name
-
