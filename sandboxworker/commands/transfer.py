@@ -156,18 +156,19 @@ class _Sender(ProcessProtocol):
         self._finish_or_go_on()
 
     def _stop(self) -> None:
-        """No more is wanted: the reader inside is left to the end of its stream."""
-        if not self.transport.is_over:
-            self.transport.abandon()
+        """No more is wanted."""
+        self._end_reader()
         self._tell(0)
 
     def _failed(self, failure: Failure) -> None:
-        self._stop_quietly()
+        self._end_reader()
         if not self.over.called:
             self.over.errback(failure)
 
-    def _stop_quietly(self) -> None:
+    def _end_reader(self) -> None:
+        """The process inside may have far to read yet; it is not waited for."""
         if not self.transport.is_over:
+            self.transport.signalProcess("TERM")
             self.transport.abandon()
 
     def processEnded(self, reason: Failure) -> None:
