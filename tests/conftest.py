@@ -62,11 +62,13 @@ class LeftOver:
         self.masters = {f"tests-{secrets.token_hex(6)}"}
         self._client: Any = None
         self._volumes: set[str] = set()
+        self._mounts: set[str] = set()
 
     def watch(self, client: Any) -> None:
         """An engine is used from now on."""
         self._client = client
         self._volumes = self._volumes_now()
+        self._mounts = self._mounts_now()
 
     def found(self) -> list[str]:
         """One line for each thing that is left."""
@@ -78,11 +80,24 @@ class LeftOver:
         if self._client is not None:
             lines += [f"volume {name}" for name in sorted(self._volumes_now() - self._volumes)]
             lines += self._containers_now()
+            lines += self._mounts_left()
             self._client.close()
         return lines
 
     def _volumes_now(self) -> set[str]:
         return {volume["Name"] for volume in self._client.volumes()["Volumes"] or ()}
+
+    def _mounts_now(self) -> set[str]:
+        """The engine's mounts on this machine."""
+        root = self._client.info()["DockerRootDir"]
+        mounted = {line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()}
+        return {place for place in mounted if place.startswith(root + "/")}
+
+    def _mounts_left(self) -> list[str]:
+        """What is mounted that was not before, unless it may be some other container's."""
+        if self._client.containers():
+            return []
+        return [f"mount {place}" for place in sorted(self._mounts_now() - self._mounts)]
 
     def _containers_now(self) -> list[str]:
         return [
@@ -96,7 +111,7 @@ class LeftOver:
 
 @pytest.fixture(scope="session", autouse=True)
 def left_over() -> Iterator[LeftOver]:
-    """Fails the run when tests left a container, a volume or an engine's thread behind."""
+    """Fails the run when tests left a container, volume, mount or engine's thread behind."""
     left = LeftOver()
     yield left
     found = left.found()
