@@ -53,9 +53,10 @@ class SandboxConnection(null.Connection):
     def expire(self, reason: str) -> bool:
         """Time is over: what runs is killed, what comes is refused; whether anything ran."""
         self._expired = reason
-        for command in self._commands.values():
+        running = list(self._commands.values())  # Each forgets itself when it has ended.
+        for command in running:
             command.end(reason)
-        return bool(self._commands)
+        return bool(running)
 
     # what the master asks
 

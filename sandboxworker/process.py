@@ -67,7 +67,6 @@ class SandboxProcess:
         self._signalled: int | None = None
         self._paused = False
         self._over = False
-        self.ended: defer.Deferred[None] = defer.Deferred()
 
     # start
 
@@ -202,7 +201,6 @@ class SandboxProcess:
         for channel in (STDOUT, STDERR):
             self.proto.childConnectionLost(channel)
         self.proto.processEnded(reason)
-        self.ended.callback(None)
 
     # the protocol's side: IProcessTransport
 

@@ -120,7 +120,6 @@ class _Attempt:
     async def _or_interrupted(self, work: Coroutine[Any, Any, Outcome]) -> Outcome:
         """The work's outcome, or that of Ctrl-C, whichever is first."""
         working = defer.ensureDeferred(work)
-        # Errors as values: DeferredList would wrap them.
         first = defer.DeferredList(
             [working, self._interrupted],
             fireOnOneCallback=True,

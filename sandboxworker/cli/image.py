@@ -124,7 +124,7 @@ def _engine_client(engine: str | None) -> Iterator[Any]:
     from requests.exceptions import RequestException
 
     from sandboxworker.engine.address import resolve
-    from sandboxworker.engine.sdk import sdk_client
+    from sandboxworker.engine.sdk import root_cause, sdk_client
 
     address = resolve(engine)
     try:
@@ -138,11 +138,4 @@ def _engine_client(engine: str | None) -> Iterator[Any]:
             address.url, "image build", error.status_code or 0, str(error.explanation or error)
         ) from None
     except (DockerException, RequestException) as error:
-        raise EngineUnreachable(address.url, _innermost(error)) from None
-
-
-def _innermost(error: BaseException) -> str:
-    """The system's own words, without the layers that each library wraps around them."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return str(error)
+        raise EngineUnreachable(address.url, str(root_cause(error))) from None

@@ -23,7 +23,7 @@ from sandboxworker.engine.interface import (
     StreamReceiver,
     Usage,
 )
-from sandboxworker.engine.sdk import sdk_client
+from sandboxworker.engine.sdk import root_cause, sdk_client
 from sandboxworker.engine.stream import EngineStream, upgrade_request
 from sandboxworker.engine.uids import UidRange
 from sandboxworker.errors import (
@@ -204,7 +204,7 @@ class DockerEngine:
             status = getattr(error.response, "status_code", 0) or 0
             raise EngineRefused(self.name, call, status, _explanation(error)) from None
         except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
-            cause = _root_cause(error)
+            cause = root_cause(error)
             if isinstance(cause, TimeoutError):
                 raise self._timeout(call) from None
             raise EngineUnreachable(self.name, _words(cause)) from None
@@ -284,13 +284,6 @@ def _tls_options(address: EngineAddress) -> Any:
 
 def _explanation(error: docker.errors.APIError) -> str:
     return str(error.explanation or error).strip()
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    """The innermost error: SDKs wrap "connection refused" several times over."""
-    while error.__cause__ is not None or error.__context__ is not None:
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    return error
 
 
 def _words(error: BaseException) -> str:

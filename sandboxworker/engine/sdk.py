@@ -27,3 +27,10 @@ def sdk_client(address: EngineAddress, **options: Any) -> Any:
     ``options`` are ``docker.APIClient``'s own.
     """
     return _Client(**address.sdk_arguments(), **options)
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The innermost error: SDKs wrap "connection refused" several times over."""
+    while error.__cause__ is not None or error.__context__ is not None:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return error
