@@ -29,6 +29,7 @@ demo: images ## set everything up and build two pull requests, an honest and a h
 	@$(with_engine); .venv/bin/python examples/demo.py
 
 test: images ## set everything up and run the whole test suite
+	@scripts/setup tests
 	@$(with_engine); .venv/bin/tox run $(ARGS)
 
 clean: ## undo all of it, the private engine included
