@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import buildbot_worker
@@ -16,9 +18,13 @@ from twisted.python.failure import Failure
 from sandboxworker.commands import COMMANDS
 from sandboxworker.commands.base import SandboxCommand
 from sandboxworker.commands.budget import Budget
+from sandboxworker.errors import SourceFailed, SourceRefused
 from sandboxworker.policy import SandboxPolicy
 from sandboxworker.sandbox import Sandbox
 from sandboxworker.secrets import SecretRefused, decide
+from sandboxworker.source.access import is_authentication
+from sandboxworker.source.mirror import mirrors_of
+from sandboxworker.source.sources import PLACE_SOURCE, Sources
 from sandboxworker.unexpected import unexpected
 
 
@@ -34,7 +40,10 @@ class SandboxConnection(null.Connection):
         self._policy = policy
         self._budget = Budget(policy)
         self._builddirs: dict[str, str] = {}
+        self._sources = Sources(sandbox, policy, partial(mirrors_of, worker.master))
         self._commands: dict[str, SandboxCommand] = {}
+        #: Those whose source is still on its way.
+        self._starting: dict[str, defer.Deferred[None]] = {}
         self._lost = False
         self._expired: str | None = None
 
@@ -48,15 +57,22 @@ class SandboxConnection(null.Connection):
         self._lost = True
         for command in self._commands.values():
             command.builder_is_running = False
+        self._stop_starting()
         self.notifyDisconnected()
+
+    def _stop_starting(self) -> None:
+        for starting in list(self._starting.values()):
+            starting.cancel()
 
     def expire(self, reason: str) -> bool:
         """Time is over: what runs is killed, what comes is refused; whether anything ran."""
         self._expired = reason
         running = list(self._commands.values())  # Each forgets itself when it has ended.
+        ran = bool(running or self._starting)
         for command in running:
             command.end(reason)
-        return bool(running)
+        self._stop_starting()
+        return ran
 
     # what the master asks
 
@@ -74,7 +90,7 @@ class SandboxConnection(null.Connection):
                 "basedir": spec.workspace,
                 "numcpus": max(1, round(spec.cpus)),
                 "version": buildbot_worker.version,
-                "worker_commands": dict.fromkeys(COMMANDS, command_version),
+                "worker_commands": dict.fromkeys((*COMMANDS, PLACE_SOURCE), command_version),
                 "host": f"sandbox of image {spec.image}",
                 "image": spec.image,
                 "image_id": spec.image_id,
@@ -99,9 +115,16 @@ class SandboxConnection(null.Connection):
         commandName: str,
         args: dict[str, Any],
     ) -> defer.Deferred[None]:
-        return defer.maybeDeferred(
-            self._start_command, remoteCommand, builderName, commandId, commandName, dict(args)
+        starting = defer.ensureDeferred(
+            self._start_command(remoteCommand, builderName, commandId, commandName, dict(args))
         )
+        self._starting[commandId] = starting
+        starting.addBoth(self._started, commandId)
+        return starting
+
+    def _started(self, result: Any, command_id: str) -> Any:
+        del self._starting[command_id]
+        return result
 
     def remoteInterruptCommand(
         self,
@@ -112,6 +135,8 @@ class SandboxConnection(null.Connection):
         command = self._commands.get(commandId)
         if command is not None:
             command.command.doInterrupt()
+        elif commandId in self._starting:
+            self._starting[commandId].cancel()
         return defer.succeed(None)
 
     def remoteShutdown(self) -> defer.Deferred[None]:
@@ -121,20 +146,69 @@ class SandboxConnection(null.Connection):
 
     # how
 
-    def _start_command(
+    async def _start_command(
         self, remote: Any, builder: str, command_id: str, name: str, args: dict[str, Any]
     ) -> None:
         if self._expired is not None:
             _refuse(remote, self._expired)
             return
+        if is_authentication(remote.step, name, args):
+            # Its keys and passwords stay on the master, which uses them itself.
+            _complete(remote, 0)
+            return
+        self._budget.enter(remote.step)
         try:
-            decision = decide(remote.step, name, args, self._policy)
+            arguments = await self._with_source(remote, builder, name, args)
+            if arguments is not None:
+                self._carry_out(remote, builder, command_id, name, arguments)
+        except defer.CancelledError:
+            self._cancelled(remote)
         except SecretRefused as refusal:
             self._record_secrets("refused", refusal.names, remote)
             _refuse(remote, f"sandboxworker: {refusal}")
+        except SourceRefused as refusal:
+            self.sandbox.record("source.refused", reason=str(refusal), step=str(remote.step.name))
+            _refuse(remote, f"sandboxworker: {refusal}")
+        except SourceFailed as failure:
+            # As git would have failed: the step's own rules for another try apply.
+            remote.remote_update([({"stderr": f"sandboxworker: {failure}\n"}, 0)])
+            _complete(remote, GIT_FAILED)
+
+    async def _with_source(
+        self, remote: Any, builder: str, name: str, args: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        """The arguments with which the command finds its source; None where that was all."""
+        tell = partial(self._tell, remote)
+        if name != PLACE_SOURCE:
+            return await self._sources.arguments(remote.step, name, args, tell)
+        directory = self._directory(builder, str(args["workdir"]))
+        updates = await self._sources.place(remote.step, directory, args, tell)
+        remote.remote_update([(updates, 0)])
+        _complete(remote, 0)
+        return None
+
+    def _directory(self, builder: str, workdir: str) -> str:
+        workspace = self.sandbox.spec.workspace
+        return posixpath.join(workspace, self._builddirs[builder], workdir)
+
+    def _tell(self, remote: Any, line: str) -> None:
+        if remote.active and "stdio" in remote.logs:
+            remote.remote_update([({"header": f"{line}\n"}, 0)])
+
+    def _cancelled(self, remote: Any) -> None:
+        if self._lost:
+            return  # The master knows.
+        if self._expired is not None:
+            _refuse(remote, self._expired)
             return
+        self._tell(remote, "command interrupted")
+        _complete(remote, -1)
+
+    def _carry_out(
+        self, remote: Any, builder: str, command_id: str, name: str, args: dict[str, Any]
+    ) -> None:
+        decision = decide(remote.step, name, args, self._policy)
         self._record_secrets("released", decision.released, remote)
-        self._budget.enter(remote.step)
         command = SandboxCommand(
             self.sandbox,
             self._budget,
@@ -158,6 +232,16 @@ class SandboxConnection(null.Connection):
 
     def _forget(self, command_id: str) -> None:
         self._commands.pop(command_id, None)
+
+
+#: git's own exit code for what it cannot do.
+GIT_FAILED = 128
+
+
+def _complete(remote: Any, code: int) -> None:
+    """End a command that nothing in the sandbox was asked for."""
+    remote.remote_update([({"rc": code}, 0)])
+    remote.remote_complete(None)
 
 
 def _refuse(remote: Any, reason: str) -> None:

@@ -207,3 +207,17 @@ class NotDestroyed(EngineError):
                 f"remove it with 'docker rm -f {container[:12]}'"
             ),
         )
+
+
+class SourceRefused(SandboxworkerError):
+    """A repository that is not fetched for a build."""
+
+    def __init__(self, url: str, problem: str, resolution: str) -> None:
+        super().__init__(f"source {url!r} is refused", details=problem, resolution=resolution)
+
+
+class SourceFailed(SandboxworkerError):
+    """git could not do something on the master's side, or the sandbox could not take it."""
+
+    def __init__(self, doing: str, reason: str) -> None:
+        super().__init__(f"{doing} failed", details=reason)

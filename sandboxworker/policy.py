@@ -37,6 +37,7 @@ _DIGEST = re.compile(r"(?:^|@)sha256:[0-9a-f]{64}$")
 _IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/-]*")
+_SOURCE = re.compile(r"\*|(?:https|http|ssh|git)://[^/\s]+/\S*|file:///\S*", re.ASCII)
 _PATH = re.compile(r"(?:/[A-Za-z0-9_.+-]+)+")
 
 #: Places that belong to the system or to another of the sandbox's own mounts.
@@ -176,6 +177,19 @@ def _is_env(value: Any) -> bool:
     )
 
 
+def _patterns(value: Any) -> Any:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return value
+    return tuple(value)
+
+
+def _are_patterns(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, tuple)
+        and all(isinstance(text, str) and _SOURCE.fullmatch(text) for text in value)
+    )
+
+
 def _secret_names(value: Any) -> Any:
     if isinstance(value, str) or not isinstance(value, Iterable):
         return value
@@ -208,6 +222,11 @@ _ENV = _Kind(
     "a dictionary of names to text, without NUL",
 )
 _SECRETS = _Kind(_secret_names, _are_secret_names, "a list of secret names, or '*' for every one")
+_SOURCES = _Kind(
+    _patterns,
+    _are_patterns,
+    "a list of URLs, '*' for any text in them, such as 'https://git.example.org/project/*'",
+)
 _PROFILE = _text(re.compile(r"[^\0]+"), "a packaged profile ('build', 'strict') or a file's path")
 _RUNTIME = _Kind(
     _same,
@@ -287,6 +306,10 @@ class SandboxPolicy:
     env: Mapping[str, str] = _field(_ENV, attrs.Factory(dict))
     secrets: tuple[str, ...] | str = _field(_SECRETS, ())
     network: str = _field(_NETWORK, "none")
+    #: Which repositories the master fetches for a build; None: what its source steps name.
+    sources: tuple[str, ...] | None = _field(_SOURCES, None)
+    #: A repository's size on the master's disk.
+    max_source: int = _field(_size(MIB, 16 * TIB), 4 * GIB)
     #: Names that are no fields; kept so that they can be refused by name.
     _unknown: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
     #: What the operator wrote, before it was read; for messages.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import secrets
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -246,6 +246,12 @@ class SandboxProcess:
         """Take no more of its output and tell its end now; what still runs is left to itself."""
         self._end(Ended())
 
+    def kill_and_abandon(self) -> None:
+        """Nobody waits for it any more."""
+        if not self._over:
+            self._kill()
+            self.abandon()
+
     def signalProcess(self, signalID: str | int) -> None:
         """Signal the command's process group; ``KILL`` kills everything that the build runs."""
         if self._over:
@@ -374,7 +380,8 @@ class _Collector(ProcessProtocol):
         self._limit = limit
         self._output = {STDOUT: bytearray(), STDERR: bytearray()}
         self._is_cut = False
-        self.completed: defer.Deferred[Completed] = defer.Deferred()
+        self.give_up: Callable[[], None] = lambda: None
+        self.completed: defer.Deferred[Completed] = defer.Deferred(lambda _: self.give_up())
 
     def connectionMade(self) -> None:
         self.transport.closeStdin()
@@ -433,7 +440,11 @@ def run(
     stdin: Any = None,
     limit: int = 1024 * 1024,
 ) -> defer.Deferred[Completed]:
-    """Run a small command of ours to its end; ``limit`` bytes of each output are kept."""
+    """Run a small command of ours to its end; ``limit`` bytes of each output are kept.
+
+    Cancelled, it ends at once, as does everything that the build runs.
+    """
     collector = _Collector(limit)
-    spawn_process(sandbox, collector, argv, None, directory, stdin=stdin)
+    process = spawn_process(sandbox, collector, argv, None, directory, stdin=stdin)
+    collector.give_up = process.kill_and_abandon
     return collector.completed

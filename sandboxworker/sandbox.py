@@ -30,6 +30,7 @@ from sandboxworker.errors import (
     NotDestroyed,
     SandboxGone,
 )
+from sandboxworker.shared import follow
 from sandboxworker.spec import ContainerSpec, Identity, create_body, exec_environ
 
 LABEL = "sandboxworker"
@@ -358,7 +359,7 @@ class Sandbox:
         """
         if self._destroying is None or self.state is State.STUCK:
             self._destroying = defer.ensureDeferred(self._destroy())
-        return _follow(self._destroying)
+        return follow(self._destroying)
 
     def _destroy_unasked(self) -> None:
         """Nobody waits for it; that it failed is told by `State.STUCK`."""
@@ -444,18 +445,6 @@ class _Waiter:
     def stream_ended(self, reason: Exception | None) -> None:
         if not self._over.called:
             self._over.callback(None)
-
-
-def _follow(leader: defer.Deferred[Exception | None]) -> defer.Deferred[None]:
-    """A Deferred of one's own that ends as ``leader`` does; there may be many of them."""
-    follower: defer.Deferred[None] = defer.Deferred()
-
-    def tell(error: Exception | None) -> Exception | None:
-        follower.callback(None) if error is None else follower.errback(error)
-        return error
-
-    leader.addCallback(tell)
-    return follower
 
 
 async def _settled(other: defer.Deferred[None]) -> None:

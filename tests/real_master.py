@@ -30,6 +30,7 @@ from sandboxworker.worker import master_id
 
 BUILD_DEADLINE = 90.0
 _PAUSE = 0.03
+_STAMP = {"codebase": "", "repository": "", "branch": None, "revision": None, "project": ""}
 _AUDIT = "sandboxworker audit: "
 
 
@@ -201,29 +202,43 @@ class RealMaster:
     # builds
 
     async def run(
-        self, builder: str, build: Iterable[Any] | BuildFactory, **properties: Any
+        self,
+        builder: str,
+        build: Iterable[Any] | BuildFactory,
+        stamps: Iterable[Mapping[str, Any]] = ({},),
+        **properties: Any,
     ) -> BuildResult:
         """Have a builder of `one_builder_each` run these steps, and wait for their end."""
-        return await self.finished(await self.begin(builder, build, **properties))
+        return await self.finished(await self.begin(builder, build, stamps, **properties))
 
     async def begin(
-        self, builder: str, build: Iterable[Any] | BuildFactory, **properties: Any
+        self,
+        builder: str,
+        build: Iterable[Any] | BuildFactory,
+        stamps: Iterable[Mapping[str, Any]] = ({},),
+        **properties: Any,
     ) -> int:
         """As `run`, without waiting: the build request's id."""
         factory = build if isinstance(build, BuildFactory) else BuildFactory(build)
         self.master.botmaster.builders[builder].config.factory.steps = factory.steps
-        return await self.submit(builder, **properties)
+        return await self.submit(builder, stamps, **properties)
 
-    async def submit(self, builder: str = "b", **properties: Any) -> int:
-        """Ask for a build: the build request's id."""
+    async def submit(
+        self,
+        builder: str = "b",
+        stamps: Iterable[Mapping[str, Any]] = ({},),
+        **properties: Any,
+    ) -> int:
+        """Ask for a build: the build request's id.
+
+        ``stamps``: what its source stamps have (``branch``, ``revision``, ``patch_body``, …).
+        """
         master = self.master
         builder_id = await master.data.updates.findBuilderId(builder)
         _, requests = await master.data.updates.addBuildset(
             waited_for=False,
             scheduler="go",
-            sourcestamps=[
-                {"codebase": "", "repository": "", "branch": None, "revision": None, "project": ""}
-            ],
+            sourcestamps=[{**_STAMP, **stamp} for stamp in stamps],
             reason="test",
             properties={name: (value, "test") for name, value in properties.items()},
             builderids=[builder_id],

@@ -35,6 +35,9 @@ ERRORS: list[tuple[SandboxworkerError, list[str], str]] = [
     (errors.SandboxGone("s1", "destroying"), ["s1", "destroying"], ""),
     (errors.NotDestroyed("s1", "0123456789abcdef", ENGINE, "it hangs"),
      ["s1", ENGINE, "it hangs"], "docker rm -f 0123456789ab'"),
+    (errors.SourceRefused("ext::x", "it is no URL", "Write it out"),
+     ["'ext::x'", "it is no URL"], "Write it out"),
+    (errors.SourceFailed("git fetch", "no such ref"), ["git fetch failed", "no such ref"], ""),
 ]  # fmt: skip
 
 

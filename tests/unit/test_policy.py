@@ -79,6 +79,15 @@ ACCEPTED: list[tuple[str, Any, Any]] = [
     ("secrets", {"deploy/key.pem"}, ("deploy/key.pem",)),
     ("secrets", "*", "*"),
     ("network", "none", "none"),
+    ("sources", None, None),
+    ("sources", [], ()),
+    ("sources", ["*"], ("*",)),
+    (
+        "sources",
+        ["https://git.example.org/team/*", "ssh://git@example.org/x", "file:///srv/git/*"],
+        ("https://git.example.org/team/*", "ssh://git@example.org/x", "file:///srv/git/*"),
+    ),
+    ("max_source", "1m", MIB),
 ]
 
 #: field, what is wrong
@@ -117,6 +126,14 @@ REFUSED: list[tuple[str, Any]] = [
     *(("secrets_size", wrong) for wrong in (0, "1k", "65m", None)),
     *(("nofile", wrong) for wrong in (0, 63, 2**20 + 1, "1024", None)),
     *(("memlock", wrong) for wrong in (-1, "2t", None)),
+    *(
+        ("sources", wrong)
+        for wrong in (
+            "*", 7, [None], ["example.org"], ["https://"], ["ftp://example.org/x"],
+            ["https://example.org"], ["https://example.org/a b"], ["file://host/x"], ["ext::sh"],
+        )
+    ),
+    *(("max_source", wrong) for wrong in (0, "1k", "17t", None)),
     *(("core", wrong) for wrong in (-1, "2t", None, "unlimited")),
     *(("max_runtime", wrong) for wrong in (0, -1, "0s", "1w", "31d", None, True, "soon")),
     *(("max_output", wrong) for wrong in (0, -1, "2t", None)),
@@ -192,6 +209,8 @@ def test_defaults_are_those_of_the_design() -> None:
         "env": {},
         "secrets": (),
         "network": "none",
+        "sources": None,
+        "max_source": 4 * GIB,
     }
 
 
