@@ -230,7 +230,7 @@ class Repository:
 
     def _import(self, stream: bytes) -> None:
         done = subprocess.run(
-            ["git", "-C", self.path, "fast-import", "--quiet", "--force"],
+            ["git", "-C", self.path, "fast-import", "--quiet", "--force", "--depth=0"],
             env=environment(),
             input=stream,
             capture_output=True,
