@@ -148,7 +148,7 @@ static void personalities(void) {
 static void memory(void) {
     TRY("userfaultfd", ENOSYS, SYS_userfaultfd, 0);
     TRY("memfd_secret", ENOSYS, SYS_memfd_secret, 0);
-    TRY("splice", ENOSYS, SYS_splice, -1, 0, -1, 0, 0, 0);
+    TRY("splice", EINVAL, SYS_splice, -1, 0, -1, 0, 0, 0);
     TRY("tee", ENOSYS, SYS_tee, -1, -1, 0, 0);
     TRY("vmsplice", ENOSYS, SYS_vmsplice, -1, 0, 0, 0);
     TRY("process_vm_readv", EPERM, SYS_process_vm_readv, 0, 0, 0, 0, 0, 0);

@@ -31,3 +31,15 @@ async def test_every_attempt_comes_out_as_the_profile_promises(
     assert [line for line in lines if "UNEXPECTED" in line] == []
     assert (tried.exit_code, lines[-1]) == (0, "0 unexpected")
     assert len(lines) > 400
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("profile", ["build", "strict"])
+async def test_grep_that_would_splice_its_input_away_reads_it(
+    make_sandbox: Any, profile: str
+) -> None:
+    """As every ``configure`` has it: the rest of a pipe, after a match, with output to nowhere."""
+    sandbox = await make_sandbox(seccomp=profile)
+    pipe = "seq 100000 | grep 5 >/dev/null; echo $?; seq 100000 | grep no >/dev/null; echo $?"
+    done = await within(SECONDS, run(sandbox, ["sh", "-c", pipe]))
+    assert (done.stdout, done.stderr) == (b"0\n1\n", b"")
