@@ -83,7 +83,7 @@ class Link:
 class Program:
     """An executable among a commit's files."""
 
-    content: str
+    content: str | bytes
 
 
 @attrs.frozen
@@ -258,8 +258,12 @@ def _mode_and_body(content: str | bytes | Link | Program) -> tuple[str, bytes]:
     if isinstance(content, Link):
         return "120000", content.to.encode()
     if isinstance(content, Program):
-        return "100755", content.content.encode()
-    return "100644", content.encode() if isinstance(content, str) else content
+        return "100755", _bytes(content.content)
+    return "100644", _bytes(content)
+
+
+def _bytes(content: str | bytes) -> bytes:
+    return content.encode() if isinstance(content, str) else content
 
 
 # ---- over HTTP -----------------------------------------------------------------------------------

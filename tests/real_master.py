@@ -266,7 +266,7 @@ class RealMaster:
 
         await until(has_started, f"start of step {name}")
 
-    async def finished(self, request: int) -> BuildResult:
+    async def finished(self, request: int, seconds: float = BUILD_DEADLINE) -> BuildResult:
         """The last build of a request when it is complete; it is stopped if that takes long."""
 
         async def is_complete() -> bool:
@@ -274,7 +274,7 @@ class RealMaster:
             return bool(builds) and bool(builds[-1]["complete"])
 
         try:
-            await until(is_complete, f"end of build request {request}")
+            await until(is_complete, f"end of build request {request}", seconds)
         except AssertionError:
             await self._give_up(request)
             raise
