@@ -27,6 +27,14 @@ _IMAGES_STATUS = "/var/lib/dpkg/status"
 _IMAGES_SOURCES = "/etc/apt/sources.list"
 _MINUTES = 60
 
+#: What the image of `image_with_more` has that ours has not: for real projects, and for the source
+#: steps of other systems than git.
+MORE_PACKAGES = (
+    *("cmake", "help2man", "ninja-build"),
+    *("python3-markupsafe", "python3-pytest", "python3-setuptools", "python3-wheel"),
+    *("bzr", "cvs", "darcs", "mercurial", "subversion"),
+)
+
 #: The image's own PATH has no sbin, where dpkg looks for what it runs.
 _DOCKERFILE = """\
 FROM {base}
@@ -161,19 +169,19 @@ def _content(content: bytes, may_run: bool) -> Content:
 # ---- an image with more packages -----------------------------------------------------------------
 
 
-def image_with(client: Any, base: str, packages: Sequence[str]) -> str:
-    """The tag of ``base`` with these packages, made when the engine does not have it yet.
+def image_with_more(client: Any, base: str) -> str:
+    """The tag of ``base`` with `MORE_PACKAGES`, made when the engine does not have it yet.
 
     The way that ``images/README.md`` shows, but for the network: an engine need not have one.
     """
     dockerfile = _DOCKERFILE.format(base=base, user=images.USER)
-    made_of = (client.inspect_image(base)["Id"], dockerfile, *sorted(packages))
+    made_of = (client.inspect_image(base)["Id"], dockerfile, *MORE_PACKAGES)
     tag = f"{_REPOSITORY}:{hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]}"
     try:
         client.inspect_image(tag)
     except docker.errors.ImageNotFound:
         _remove_images_before(client)
-        _build(client, tag, dockerfile, _apt_like(client, base).packages(packages))
+        _build(client, tag, dockerfile, _apt_like(client, base).packages(MORE_PACKAGES))
     return tag
 
 

@@ -17,7 +17,7 @@ import pytest
 import pytest_twisted
 from buildbot.plugins import steps
 from conftest import DEBIAN
-from debian_packages import files_of, image_with, upstream_source
+from debian_packages import files_of, image_with_more, upstream_source
 from git_server import HttpServer, Repository
 from real_master import RealMaster, one_builder_each, running_master, shell
 
@@ -26,15 +26,6 @@ from sandboxworker import SandboxLatentWorker, SandboxPolicy
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 BUILD_SECONDS = 400.0
-PACKAGES = (
-    "cmake",
-    "help2man",
-    "ninja-build",
-    "python3-markupsafe",
-    "python3-pytest",
-    "python3-setuptools",
-    "python3-wheel",
-)
 
 
 @attrs.frozen
@@ -102,7 +93,7 @@ def artifact_steps(project: Project, to: Path) -> list[Any]:
 @pytest.fixture(scope="module")
 def image(engine_client: Any) -> str:
     """Ours, with what these projects need."""
-    return image_with(engine_client, DEBIAN, PACKAGES)
+    return image_with_more(engine_client, DEBIAN)
 
 
 @pytest.fixture(scope="module", params=PROJECTS, ids=lambda project: project.package)
