@@ -1,4 +1,4 @@
-"""Source steps of other systems than git, on a repository inside the sandbox, and outside it."""
+"""Source steps on a repository inside the sandbox; those of other systems than git outside it."""
 
 from __future__ import annotations
 
@@ -53,6 +53,16 @@ EXPORT = {"mode": "full", "method": "export"}
 INCREMENTAL = {"mode": "incremental"}
 
 SYSTEMS = [
+    System(
+        "git",
+        "git init -b main /tmp/repo && cd /tmp/repo && git config user.name me"
+        " && git config user.email me@example.invalid && echo one >f && git add f"
+        " && git commit -m one",
+        "cd /tmp/repo && echo two >f && git commit -a -m two",
+        lambda **how: steps.Git(repourl="/tmp/repo", branch="main", **how),
+        (INCREMENTAL, CLOBBER),
+        "[0-9a-f]{40}",
+    ),
     System(
         "mercurial",
         "hg init /tmp/repo && cd /tmp/repo && echo one >f && hg commit -A -m one -u me",
@@ -128,3 +138,43 @@ async def test_a_repository_inside_the_sandbox_is_checked_out_and_followed(
     assert [build[name].out for name in ("first", "second", "third")] == ["one", "two", "two"]
     assert re.fullmatch(system.revision, build.properties["first_revision"].strip())
     assert not master.errors, "\n".join(master.errors)
+
+
+# ---- outside -------------------------------------------------------------------------------------
+
+#: By the step's class: its step with a repository that lies outside the sandbox, and its place.
+OUTSIDE = {
+    "Mercurial": (lambda url: steps.Mercurial(repourl=url), "https://server.invalid/repo"),
+    "SVN": (lambda url: steps.SVN(repourl=url), "svn+ssh://me@server.invalid/repo/trunk"),
+    "CVS": (lambda url: steps.CVS(cvsroot=url, cvsmodule="m"), ":pserver:me@server.invalid:/repo"),
+    "Darcs": (lambda url: steps.Darcs(repourl=url), "me@server.invalid:repo"),
+    "Bzr": (lambda url: steps.Bzr(baseURL=url, defaultBranch="trunk"), "lp:project"),
+    "P4": (lambda url: steps.P4(p4port=url, p4base="//depot"), "ssl:server.invalid:1666"),
+    "Repo": (lambda url: steps.Repo(manifestURL=url), "https://server.invalid/manifests"),
+    "Monotone": (lambda url: steps.Monotone(repourl=url, branch="b"), "mtn://server.invalid/repo"),
+}
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("name", OUTSIDE)
+async def test_a_repository_outside_is_refused_before_anything_runs(
+    master: RealMaster, name: str
+) -> None:
+    make, url = OUTSIDE[name]
+    build = await master.run("others", [make(url)])
+    assert (build.result, build.steps[-1].result) == ("failure", "failure"), build.log
+    for words in (url, f"not those of {name}", "Use a git repository", "FileDownload"):
+        assert words in build.log
+    assert set(re.findall(r"argv: \[b'(\w+)'", build.log)) <= {"rm"}  # Repo empties its directory.
+    assert "Traceback" not in build.log
+    refused = [entry for entry in master.audit if entry["event"] == "source.refused"]
+    assert url in refused[-1]["reason"]
+    assert not master.errors, "\n".join(master.errors)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_perforce_server_that_nobody_named_is_refused(master: RealMaster) -> None:
+    build = await master.run("others", [steps.P4(p4base="//depot")])
+    assert build.result == "failure"
+    assert "not those of P4" in build.log
+    assert "argv:" not in build.log

@@ -126,17 +126,10 @@ async def master(left_over: Any, image: str, tmp_path_factory: Any) -> AsyncIter
         yield running
 
 
-def by_bundle(repository: Repository, url: str, to: Path) -> list[Any]:
-    """From a repository inside the sandbox, where other steps have put it."""
-    bundle = to / "bundle"
-    repository.git("bundle", "create", "--quiet", bundle, "main")
-    return [
-        steps.FileDownload(mastersrc=str(bundle), workerdest="/tmp/source.bundle"),
-        steps.Git(repourl="/tmp/source.bundle", branch="main", mode="full", method="clobber"),
-    ]
-
-
-SOURCES = [by_bundle]
+SOURCES = {
+    "Git": lambda url: steps.Git(repourl=url, branch="main", mode="full", method="clobber"),
+    "SandboxGit": lambda url: steps.SandboxGit(repourl=url, branch="main"),
+}
 
 
 @pytest_twisted.ensureDeferred
@@ -146,14 +139,14 @@ async def test_a_real_project_is_built_tested_and_taken_out(
     project: Project,
     repository: Repository,
     served: HttpServer,
-    source: Callable[..., list[Any]],
+    source: str,
     tmp_path: Path,
 ) -> None:
     taken = tmp_path / "taken"
     request = await master.begin(
         "projects",
         [
-            *source(repository, served.url(repository), tmp_path),
+            SOURCES[source](served.url(repository)),
             *project.build(),
             *artifact_steps(project, taken),
         ],
