@@ -20,6 +20,7 @@ from sandboxworker.connection import SandboxConnection
 from sandboxworker.engine.address import EngineAddress, resolve
 from sandboxworker.engine.docker import ENGINES, DockerEngine
 from sandboxworker.errors import Actor, EngineError, NotDestroyed, SandboxworkerError
+from sandboxworker.migrating import argument_faults, worker_arguments
 from sandboxworker.policy import SandboxPolicy, show_seconds
 from sandboxworker.portless import allow_no_protocols
 from sandboxworker.sandbox import Owner, Sandbox
@@ -28,24 +29,6 @@ from sandboxworker.unexpected import unexpected
 
 #: Where a master keeps its unique id, in its own directory.
 MASTER_ID_FILE = "sandboxworker.id"
-
-#: Arguments of Buildbot's workers that cannot have another value here, and why.
-_FIXED = {
-    "build_wait_timeout": (0, "a sandbox is never reused, so builds cannot share one"),
-    "max_builds": (1, "one sandbox is one build's; configure more workers for more builds"),
-}
-#: What `AbstractWorker` takes, as far as it means anything without a wire.
-_BUILDBOT = frozenset(
-    {
-        "notify_on_missing",
-        "missing_timeout",
-        "properties",
-        "defaultProperties",
-        "locks",
-        "machine_name",
-        *_FIXED,
-    }
-)
 
 
 class SandboxLatentWorker(AbstractLatentWorker):
@@ -68,16 +51,23 @@ class SandboxLatentWorker(AbstractLatentWorker):
 
     # configuration
 
-    def checkConfig(self, name: str, policy: Any = None, engine: Any = None, **kwargs: Any) -> None:
-        for fault in _config_faults(policy, engine, kwargs):
+    def checkConfig(
+        self, name: str, *positional: Any, policy: Any = None, engine: Any = None, **kwargs: Any
+    ) -> None:
+        faults = (
+            *argument_faults(positional, kwargs),
+            *_policy_faults(policy),
+            *_engine_faults(engine),
+        )
+        for fault in faults:
             config.error(f"SandboxLatentWorker {name!r}: {fault}")
-        super().checkConfig(name, None, **_worker_arguments(kwargs))
+        super().checkConfig(name, None, **worker_arguments(kwargs))
 
     @defer.inlineCallbacks
     def reconfigService(
         self, name: str, policy: Any = None, engine: Any = None, **kwargs: Any
     ) -> Any:
-        yield super().reconfigService(name, None, **_worker_arguments(kwargs))
+        yield super().reconfigService(name, None, **worker_arguments(kwargs))
         self._policy = policy
         yield self._use_engine(resolve(engine))
         self._deferwaiter.add(defer.ensureDeferred(self._look_ahead()))
@@ -235,34 +225,6 @@ allow_no_protocols(lambda worker: isinstance(worker, SandboxLatentWorker))
 def _stop(build: Any, reason: str, results: int) -> None:
     """``stopBuild`` without its interruption of a step, which would make that CANCELLED."""
     build.stopped, build.stopped_reason, build.results = True, reason, results
-
-
-def _worker_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
-    fixed = {name: value for name, (value, _) in _FIXED.items()}
-    known = {name: value for name, value in kwargs.items() if name in _BUILDBOT}
-    return {**known, **fixed}
-
-
-def _config_faults(policy: Any, engine: Any, kwargs: dict[str, Any]) -> list[str]:
-    """Everything that is wrong with a worker's arguments, a sentence each."""
-    return [
-        *_argument_faults(kwargs),
-        *_policy_faults(policy),
-        *_engine_faults(engine),
-    ]
-
-
-def _argument_faults(kwargs: dict[str, Any]) -> list[str]:
-    faults = [
-        f"{name}={kwargs[name]!r}: always {value!r} here; {why}"
-        for name, (value, why) in _FIXED.items()
-        if kwargs.get(name, value) != value
-    ]
-    unknown = sorted(set(kwargs) - _BUILDBOT)
-    faults += [
-        f"{name}=: no such argument; limits and the image belong into policy=" for name in unknown
-    ]
-    return faults
 
 
 def _policy_faults(policy: Any) -> list[str]:
