@@ -18,7 +18,7 @@ from sandboxworker.commands.base import SandboxCommand
 from sandboxworker.commands.budget import Budget
 from sandboxworker.policy import SandboxPolicy
 from sandboxworker.sandbox import Sandbox
-from sandboxworker.secrets import SecretRefused, decide
+from sandboxworker.secrets import SecretRefused, decide, too_short
 from sandboxworker.unexpected import unexpected
 
 
@@ -37,6 +37,7 @@ class SandboxConnection(null.Connection):
         self._commands: dict[str, SandboxCommand] = {}
         self._lost = False
         self._expired: str | None = None
+        self._warned: set[str] = set()
 
     def get_peer(self) -> str:
         return f"sandbox/{self.sandbox.id}"
@@ -134,6 +135,7 @@ class SandboxConnection(null.Connection):
             _refuse(remote, f"sandboxworker: {refusal}")
             return
         self._record_secrets("released", decision.released, remote)
+        self._warn_of_short(decision.short, remote)
         self._budget.enter(remote.step)
         command = SandboxCommand(
             self.sandbox,
@@ -144,7 +146,7 @@ class SandboxConnection(null.Connection):
             on_complete=lambda: self._forget(command_id),
             name=name,
             command_id=command_id,
-            args=self.createArgsProxies(args),
+            args=self.createArgsProxies(dict(decision.args)),
             remote=null.RemoteCommandProxy(remote),
         )
         self._commands[command_id] = command
@@ -155,6 +157,16 @@ class SandboxConnection(null.Connection):
     def _record_secrets(self, what: str, names: Sequence[str], remote: Any) -> None:
         for name in names:
             self.sandbox.record(f"secret.{what}", secret=name, step=str(remote.step.name))
+
+    def _warn_of_short(self, names: Sequence[str], remote: Any) -> None:
+        """Once a build for each secret."""
+        new = [name for name in names if name not in self._warned]
+        self._warned.update(new)
+        self._record_secrets("short", new, remote)
+        if new:
+            text = "".join(f"{too_short(name)}\n" for name in new)
+            telling = defer.ensureDeferred(_tell(remote, "warnings", text))
+            telling.addErrback(unexpected("warning of a short secret"))
 
     def _forget(self, command_id: str) -> None:
         self._commands.pop(command_id, None)
@@ -167,11 +179,16 @@ def _refuse(remote: Any, reason: str) -> None:
     telling.addErrback(unexpected("telling why a command is refused"))
 
 
-async def _tell_refusal(remote: Any, reason: str) -> None:
+async def _tell(remote: Any, log_name: str, text: str) -> None:
+    """In the step's log, or where it has none in one of that name."""
     if "stdio" in remote.logs:
-        remote.remote_update([({"header": f"{reason}\n"}, 0)])
+        remote.remote_update([({"header": text}, 0)])
     else:
-        await remote.step.addCompleteLog("refused", f"{reason}\n")
+        await remote.step.addCompleteLog(log_name, text)
+
+
+async def _tell_refusal(remote: Any, reason: str) -> None:
+    await _tell(remote, "refused", f"{reason}\n")
     remote.remote_update([({"rc": 1}, 0)])
     # Some steps, withSecrets' own among them, overlook a command's failure; none overlooks this.
     remote.remote_complete(Failure(BuildStepFailed(reason)))
