@@ -214,8 +214,8 @@ class RealMaster:
         self.master.botmaster.builders[builder].config.factory.steps = factory.steps
         return await self.submit(builder, **properties)
 
-    async def submit(self, builder: str = "b", **properties: Any) -> int:
-        """Ask for a build: the build request's id."""
+    async def submit(self, builder: str = "b", source: str = "test", **properties: Any) -> int:
+        """Ask for a build, with properties from that source: the build request's id."""
         master = self.master
         builder_id = await master.data.updates.findBuilderId(builder)
         _, requests = await master.data.updates.addBuildset(
@@ -225,7 +225,7 @@ class RealMaster:
                 {"codebase": "", "repository": "", "branch": None, "revision": None, "project": ""}
             ],
             reason="test",
-            properties={name: (value, "test") for name, value in properties.items()},
+            properties={name: (value, source) for name, value in properties.items()},
             builderids=[builder_id],
         )
         return int(requests[builder_id])
