@@ -54,7 +54,7 @@ class Decision:
 def used_secrets(properties: Any) -> Mapping[str, str]:
     """The secrets that this build's renderables have asked for so far: value to name."""
     used: Mapping[str, str] = properties._used_secrets
-    return {value: name.strip("<>") for value, name in used.items()}
+    return {value: name.removeprefix("<").removesuffix(">") for value, name in used.items()}
 
 
 def decide(step: Any, command: str, args: Mapping[str, Any], policy: SandboxPolicy) -> Decision:
