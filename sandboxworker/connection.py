@@ -21,7 +21,7 @@ from sandboxworker.commands.budget import Budget
 from sandboxworker.errors import SourceFailed, SourceRefused
 from sandboxworker.policy import SandboxPolicy
 from sandboxworker.sandbox import Sandbox
-from sandboxworker.secrets import SecretRefused, decide
+from sandboxworker.secrets import SecretRefused, decide, too_short
 from sandboxworker.source.access import is_authentication
 from sandboxworker.source.mirror import mirrors_of
 from sandboxworker.source.sources import PLACE_SOURCE, Sources
@@ -46,6 +46,7 @@ class SandboxConnection(null.Connection):
         self._starting: dict[str, defer.Deferred[None]] = {}
         self._lost = False
         self._expired: str | None = None
+        self._warned: set[str] = set()
 
     def get_peer(self) -> str:
         return f"sandbox/{self.sandbox.id}"
@@ -209,6 +210,7 @@ class SandboxConnection(null.Connection):
     ) -> None:
         decision = decide(remote.step, name, args, self._policy)
         self._record_secrets("released", decision.released, remote)
+        self._warn_of_short(decision.short, remote)
         command = SandboxCommand(
             self.sandbox,
             self._budget,
@@ -218,7 +220,7 @@ class SandboxConnection(null.Connection):
             on_complete=lambda: self._forget(command_id),
             name=name,
             command_id=command_id,
-            args=self.createArgsProxies(args),
+            args=self.createArgsProxies(dict(decision.args)),
             remote=null.RemoteCommandProxy(remote),
         )
         self._commands[command_id] = command
@@ -229,6 +231,16 @@ class SandboxConnection(null.Connection):
     def _record_secrets(self, what: str, names: Sequence[str], remote: Any) -> None:
         for name in names:
             self.sandbox.record(f"secret.{what}", secret=name, step=str(remote.step.name))
+
+    def _warn_of_short(self, names: Sequence[str], remote: Any) -> None:
+        """Once a build for each secret."""
+        new = [name for name in names if name not in self._warned]
+        self._warned.update(new)
+        self._record_secrets("short", new, remote)
+        if new:
+            text = "".join(f"{too_short(name)}\n" for name in new)
+            telling = defer.ensureDeferred(_tell(remote, "warnings", text))
+            telling.addErrback(unexpected("warning of a short secret"))
 
     def _forget(self, command_id: str) -> None:
         self._commands.pop(command_id, None)
@@ -251,11 +263,16 @@ def _refuse(remote: Any, reason: str) -> None:
     telling.addErrback(unexpected("telling why a command is refused"))
 
 
-async def _tell_refusal(remote: Any, reason: str) -> None:
+async def _tell(remote: Any, log_name: str, text: str) -> None:
+    """In the step's log, or where it has none in one of that name."""
     if "stdio" in remote.logs:
-        remote.remote_update([({"header": f"{reason}\n"}, 0)])
+        remote.remote_update([({"header": text}, 0)])
     else:
-        await remote.step.addCompleteLog("refused", f"{reason}\n")
+        await remote.step.addCompleteLog(log_name, text)
+
+
+async def _tell_refusal(remote: Any, reason: str) -> None:
+    await _tell(remote, "refused", f"{reason}\n")
     remote.remote_update([({"rc": 1}, 0)])
     # Some steps, withSecrets' own among them, overlook a command's failure; none overlooks this.
     remote.remote_complete(Failure(BuildStepFailed(reason)))

@@ -36,8 +36,9 @@ _REFERENCE = re.compile(
 _DIGEST = re.compile(r"(?:^|@)sha256:[0-9a-f]{64}$")
 _IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SECRET_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/-]*")
 _SOURCE = re.compile(r"\*|(?:https|http|ssh|git)://[^/\s]+/\S*|file:///\S*", re.ASCII)
+#: Vault's have a path and a key in them: ``ci/deploy|token``.
+_SECRET_NAME = re.compile(r"[A-Za-z0-9_][!-~]*")
 _PATH = re.compile(r"(?:/[A-Za-z0-9_.+-]+)+")
 
 #: Places that belong to the system or to another of the sandbox's own mounts.

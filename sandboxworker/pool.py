@@ -7,6 +7,7 @@ from typing import Any
 import attrs
 from buildbot import config
 
+from sandboxworker.policies import SandboxPolicies
 from sandboxworker.policy import SandboxPolicy
 from sandboxworker.worker import SandboxLatentWorker
 
@@ -26,7 +27,11 @@ class SandboxPool:
 
 
 def sandbox_pool(
-    prefix: str, count: int, policy: SandboxPolicy, engine: Any = None, **arguments: Any
+    prefix: str,
+    count: int,
+    policy: SandboxPolicy | SandboxPolicies,
+    engine: Any = None,
+    **arguments: Any,
 ) -> SandboxPool:
     """``count`` workers under one policy: as many builds at once.
 

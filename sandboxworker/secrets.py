@@ -12,7 +12,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import attrs
-from buildbot.steps.download_secret_to_worker import DownloadSecretsToWorker
+from buildbot.steps.download_secret_to_worker import (
+    DownloadSecretsToWorker,
+    RemoveWorkerFileSecret,
+)
 
 from sandboxworker.errors import Actor, SandboxworkerError
 from sandboxworker.policy import SandboxPolicy
@@ -38,17 +41,20 @@ class SecretRefused(SandboxworkerError):
 class Decision:
     """What a command may carry: names that are released with it, values that it must not have.
 
-    ``withheld``: value to name.
+    ``args``: the command's, with the paths of secrets on their tmpfs;
+    ``withheld``: value to name; ``short``: names of secrets too short to look for in a text.
     """
 
+    args: Mapping[str, Any]
     released: tuple[str, ...] = ()
     withheld: Mapping[str, str] = attrs.Factory(dict)
+    short: tuple[str, ...] = ()
 
 
 def used_secrets(properties: Any) -> Mapping[str, str]:
     """The secrets that this build's renderables have asked for so far: value to name."""
     used: Mapping[str, str] = properties._used_secrets
-    return {value: name.strip("<>") for value, name in used.items()}
+    return {value: name.removeprefix("<").removesuffix(">") for value, name in used.items()}
 
 
 def decide(step: Any, command: str, args: Mapping[str, Any], policy: SandboxPolicy) -> Decision:
@@ -57,9 +63,11 @@ def decide(step: Any, command: str, args: Mapping[str, Any], policy: SandboxPoli
     Raises `SecretRefused` before a byte of them has left the master.
     """
     used = used_secrets(step.build.properties)
-    if isinstance(step, DownloadSecretsToWorker) and command == "downloadFile":
-        return Decision(released=_released(step, str(args["workerdest"]), used, policy))
     withheld = {value: name for value, name in used.items() if len(value) >= SHORTEST}
+    short = tuple(sorted({name for value, name in used.items() if value not in withheld}))
+    if isinstance(step, DownloadSecretsToWorker) and command == "downloadFile":
+        released = _released(step, str(args["workerdest"]), used, policy)
+        return Decision(_with_placed(args, "workerdest"), released, short=short)
     names = found_in(withheld, _texts(args))
     if names:
         raise SecretRefused(
@@ -67,7 +75,39 @@ def decide(step: Any, command: str, args: Mapping[str, Any], policy: SandboxPoli
             f"it stands in the arguments of {command!r}, where every process could read it",
             _AS_A_FILE,
         )
-    return Decision(withheld=withheld)
+    if isinstance(step, RemoveWorkerFileSecret) and command == "rmfile":
+        args = _with_placed(args, "path")
+    return Decision(args, withheld=withheld, short=short)
+
+
+def placed(path: str) -> str | None:
+    """Where the file of a ``withSecrets`` path is, or None if that is not on the secrets tmpfs.
+
+    A relative path is one below `SECRETS_PATH`.
+    """
+    place = posixpath.normpath(posixpath.join(SECRETS_PATH, path))
+    # What begins with ~ means a home directory, which is no place for a secret.
+    inside = place.startswith(SECRETS_PATH + "/") and not path.startswith("~")
+    return place if inside else None
+
+
+def where_it_belongs(path: str) -> str:
+    """What to do about a path that is not on the secrets tmpfs."""
+    return f"Put it under {SECRETS_PATH}, for instance {SECRETS_PATH}/{posixpath.basename(path)}"
+
+
+def too_short(name: str) -> str:
+    """The warning about a secret that would take half of an innocent log with it."""
+    return (
+        f"sandboxworker: secret {name} is shorter than {SHORTEST} characters: what the build "
+        f"prints is not redacted of it, nor are commands and files searched for it. "
+        f"Use a longer one"
+    )
+
+
+def _with_placed(args: Mapping[str, Any], argument: str) -> dict[str, Any]:
+    path = str(args[argument])
+    return {**args, argument: placed(path) or path}
 
 
 _AS_A_FILE = (
@@ -89,12 +129,8 @@ def _released(
     step: Any, path: str, used: Mapping[str, str], policy: SandboxPolicy
 ) -> tuple[str, ...]:
     names = found_in(used, [_content(step, path)])
-    if not _is_below_secrets(path):
-        raise SecretRefused(
-            names,
-            f"{path} is not on the secrets tmpfs",
-            f"Put it under {SECRETS_PATH}, for instance {SECRETS_PATH}/{posixpath.basename(path)}",
-        )
+    if placed(path) is None:
+        raise SecretRefused(names, f"{path} is not on the secrets tmpfs", where_it_belongs(path))
     refused = [name for name in names if not policy.releases(name)]
     if refused:
         raise SecretRefused(
@@ -107,10 +143,6 @@ def _released(
 
 def _content(step: Any, path: str) -> str:
     return "".join(str(value) for where, value in step.secret_to_be_populated if where == path)
-
-
-def _is_below_secrets(path: str) -> bool:
-    return posixpath.normpath(path) == path and path.startswith(SECRETS_PATH + "/")
 
 
 def _texts(value: Any) -> Iterable[str]:

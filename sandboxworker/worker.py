@@ -20,38 +20,23 @@ from sandboxworker.connection import SandboxConnection
 from sandboxworker.engine.address import EngineAddress, resolve
 from sandboxworker.engine.docker import ENGINES, DockerEngine
 from sandboxworker.errors import Actor, EngineError, NotDestroyed, SandboxworkerError
+from sandboxworker.migrating import argument_faults, worker_arguments
+from sandboxworker.policies import PROPERTY, SandboxPolicies, as_policies
 from sandboxworker.policy import SandboxPolicy, show_seconds
 from sandboxworker.portless import allow_no_protocols
 from sandboxworker.sandbox import Owner, Sandbox
 from sandboxworker.spec import ContainerSpec, build_spec
+from sandboxworker.trust import check_trust, ignored_choice
 from sandboxworker.unexpected import unexpected
 
 #: Where a master keeps its unique id, in its own directory.
 MASTER_ID_FILE = "sandboxworker.id"
 
-#: Arguments of Buildbot's workers that cannot have another value here, and why.
-_FIXED = {
-    "build_wait_timeout": (0, "a sandbox is never reused, so builds cannot share one"),
-    "max_builds": (1, "one sandbox is one build's; configure more workers for more builds"),
-}
-#: What `AbstractWorker` takes, as far as it means anything without a wire.
-_BUILDBOT = frozenset(
-    {
-        "notify_on_missing",
-        "missing_timeout",
-        "properties",
-        "defaultProperties",
-        "locks",
-        "machine_name",
-        *_FIXED,
-    }
-)
-
 
 class SandboxLatentWorker(AbstractLatentWorker):
     """A worker that makes a locked-down container for every build, and destroys it afterwards.
 
-    ``policy``: a `SandboxPolicy`.
+    ``policy``: a `SandboxPolicy`, or `SandboxPolicies` of which each builder picks one.
     ``engine``: a URL (``unix:///path`` or ``tcp://host:port``) or an `EngineAddress`;
     without one ``DOCKER_HOST`` is taken, and without that Docker's own socket.
     The rest are `AbstractWorker`'s: ``properties``, ``defaultProperties``, ``locks``,
@@ -64,21 +49,32 @@ class SandboxLatentWorker(AbstractLatentWorker):
     _sandbox: Sandbox | None = None
     _build_address: EngineAddress | None = None
     _build: Any = None
+    #: Of the running build; what a reconfigure brings is for the next one.
     _policy: SandboxPolicy
+    #: What there is to pick from.
+    policies: SandboxPolicies
 
     # configuration
 
-    def checkConfig(self, name: str, policy: Any = None, engine: Any = None, **kwargs: Any) -> None:
-        for fault in _config_faults(policy, engine, kwargs):
+    def checkConfig(
+        self, name: str, *positional: Any, policy: Any = None, engine: Any = None, **kwargs: Any
+    ) -> None:
+        faults = (
+            *argument_faults(positional, kwargs),
+            *_policy_faults(policy),
+            *_engine_faults(engine),
+        )
+        for fault in faults:
             config.error(f"SandboxLatentWorker {name!r}: {fault}")
-        super().checkConfig(name, None, **_worker_arguments(kwargs))
+        self.policies = as_policies(policy)
+        super().checkConfig(name, None, **worker_arguments(kwargs))
 
     @defer.inlineCallbacks
     def reconfigService(
         self, name: str, policy: Any = None, engine: Any = None, **kwargs: Any
     ) -> Any:
-        yield super().reconfigService(name, None, **_worker_arguments(kwargs))
-        self._policy = policy
+        yield super().reconfigService(name, None, **worker_arguments(kwargs))
+        self.policies = as_policies(policy)
         yield self._use_engine(resolve(engine))
         self._deferwaiter.add(defer.ensureDeferred(self._look_ahead()))
 
@@ -93,7 +89,8 @@ class SandboxLatentWorker(AbstractLatentWorker):
     async def _look_ahead(self) -> None:
         """Say now what would refuse the next build; builds may not come for hours."""
         try:
-            await self._spec()
+            for policy in self.policies.policies.values():
+                await self._spec(policy)
         except SandboxworkerError as error:
             log.msg(f"sandboxworker: worker {self.name!r} cannot start builds: {error}")
 
@@ -112,6 +109,7 @@ class SandboxLatentWorker(AbstractLatentWorker):
 
     async def _start_instance(self) -> bool:
         try:
+            await self._pick_policy()
             self._sandbox = sandbox = await self._new_sandbox()
             await sandbox.start()
         except SandboxworkerError as error:
@@ -120,6 +118,16 @@ class SandboxLatentWorker(AbstractLatentWorker):
         # Buildbot takes a connection only after this has returned.
         self.master.reactor.callLater(0, self._attach, sandbox)
         return True
+
+    async def _pick_policy(self) -> None:
+        """By the builder's configuration alone, whatever the build's properties say (T19)."""
+        builder = self._build.builder.config
+        name, self._policy = self.policies.pick(builder.properties.get(PROPERTY))
+        ignored = ignored_choice(name, self._build.getProperties())
+        if ignored is not None:
+            log.msg(f"sandboxworker: worker {self.name!r}: {ignored}")
+            await self._build._preparation_step.addCompleteLog("sandboxworker", f"{ignored}\n")
+        self._build.setProperty(PROPERTY, name, "SandboxLatentWorker")
 
     async def _not_started(self, error: SandboxworkerError) -> None:
         """Tell why in the build's own log, in one sentence.
@@ -138,7 +146,7 @@ class SandboxLatentWorker(AbstractLatentWorker):
         _stop(build, sentence, RETRY if error.actor is Actor.ENGINE else EXCEPTION)
 
     async def _new_sandbox(self) -> Sandbox:
-        spec = await self._spec()
+        spec = await self._spec(self._policy)
         engine = self._engine_for_build()
         owner = Owner(master_id(Path(self.master.basedir)), str(self.name))
         sandbox = Sandbox(engine, engine.uids, spec, owner, self.master.reactor, self._audit)
@@ -146,9 +154,9 @@ class SandboxLatentWorker(AbstractLatentWorker):
         sandbox.on_deadline = self._deadline_reached
         return sandbox
 
-    async def _spec(self) -> ContainerSpec:
-        image = await self._running_engine().image(self._policy.image)
-        return build_spec(self._policy, image, seccomp.load(self._policy.seccomp))
+    async def _spec(self, policy: SandboxPolicy) -> ContainerSpec:
+        image = await self._running_engine().image(policy.image)
+        return build_spec(policy, image, seccomp.load(policy.seccomp))
 
     def _running_engine(self) -> DockerEngine:
         if self._engine is None:
@@ -230,6 +238,7 @@ class SandboxLatentWorker(AbstractLatentWorker):
 
 
 allow_no_protocols(lambda worker: isinstance(worker, SandboxLatentWorker))
+check_trust(lambda worker: worker.policies if isinstance(worker, SandboxLatentWorker) else None)
 
 
 def _stop(build: Any, reason: str, results: int) -> None:
@@ -237,44 +246,20 @@ def _stop(build: Any, reason: str, results: int) -> None:
     build.stopped, build.stopped_reason, build.results = True, reason, results
 
 
-def _worker_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
-    fixed = {name: value for name, (value, _) in _FIXED.items()}
-    known = {name: value for name, value in kwargs.items() if name in _BUILDBOT}
-    return {**known, **fixed}
-
-
-def _config_faults(policy: Any, engine: Any, kwargs: dict[str, Any]) -> list[str]:
-    """Everything that is wrong with a worker's arguments, a sentence each."""
-    return [
-        *_argument_faults(kwargs),
-        *_policy_faults(policy),
-        *_engine_faults(engine),
-    ]
-
-
-def _argument_faults(kwargs: dict[str, Any]) -> list[str]:
-    faults = [
-        f"{name}={kwargs[name]!r}: always {value!r} here; {why}"
-        for name, (value, why) in _FIXED.items()
-        if kwargs.get(name, value) != value
-    ]
-    unknown = sorted(set(kwargs) - _BUILDBOT)
-    faults += [
-        f"{name}=: no such argument; limits and the image belong into policy=" for name in unknown
-    ]
-    return faults
-
-
 def _policy_faults(policy: Any) -> list[str]:
-    if not isinstance(policy, SandboxPolicy):
+    if not isinstance(policy, (SandboxPolicy, SandboxPolicies)):
         return [f"policy={policy!r}: a SandboxPolicy is required"]
     faults = [f"policy: {fault}" for fault in policy.faults()]
-    if isinstance(policy.seccomp, str):
-        try:
-            seccomp.load(policy.seccomp)
-        except SandboxworkerError as error:
-            faults.append(f"policy: {error}")
-    return faults
+    profiles = map(_profile_fault, sorted(as_policies(policy).profiles))
+    return [*faults, *(f"policy: {fault}" for fault in profiles if fault)]
+
+
+def _profile_fault(name: str) -> str | None:
+    try:
+        seccomp.load(name)
+    except SandboxworkerError as error:
+        return str(error)
+    return None
 
 
 def _engine_faults(engine: Any) -> list[str]:

@@ -227,9 +227,10 @@ class RealMaster:
         self,
         builder: str = "b",
         stamps: Iterable[Mapping[str, Any]] = ({},),
+        source: str = "test",
         **properties: Any,
     ) -> int:
-        """Ask for a build: the build request's id.
+        """Ask for a build, with properties from that source: the build request's id.
 
         ``stamps``: what its source stamps have (``branch``, ``revision``, ``patch_body``, …).
         """
@@ -240,7 +241,7 @@ class RealMaster:
             scheduler="go",
             sourcestamps=[{**_STAMP, **stamp} for stamp in stamps],
             reason="test",
-            properties={name: (value, "test") for name, value in properties.items()},
+            properties={name: (value, source) for name, value in properties.items()},
             builderids=[builder_id],
         )
         return int(requests[builder_id])

@@ -352,13 +352,14 @@ c = BuildmasterConfig = {"protocols": {}, "buildbotNetUsageData": None}
 c["db"] = {"db_url": "sqlite:///state.sqlite"}
 """
 FOOTER = """
-c["builders"] = [
+c.setdefault("builders", [
     util.BuilderConfig(
         name="b", workernames=[w.name for w in c["workers"]],
         factory=util.BuildFactory([steps.ShellCommand(command="true")]),
     )
-]
-c["schedulers"] = [schedulers.Triggerable(name="go", builderNames=["b"])]
+])
+names = [builder.name for builder in c["builders"]]
+c["schedulers"] = [schedulers.Triggerable(name="go", builderNames=names)]
 """
 
 
@@ -413,3 +414,43 @@ def test_checkconfig_tells_every_fault_on_a_line_of_its_own(tmp_path: Path) -> N
     assert len(lines) == len(wanted), output
     for word in wanted:
         assert sum(word in line for line in lines) == 1, (word, output)
+
+
+def test_checkconfig_tells_every_mixture_of_trust(tmp_path: Path) -> None:
+    output = checkconfig(
+        tmp_path,
+        """
+        sizes = util.SandboxPolicies(
+            {"small": util.SandboxPolicy("a/b:1"), "big": util.SandboxPolicy("a/b:1", cpus=4)},
+            default="small",
+        )
+        c["workers"] = [
+            worker.SandboxLatentWorker("sizes", policy=sizes),
+            worker.SandboxLatentWorker("own", policy=util.SandboxPolicy.trusted("a/b:1")),
+            worker.LocalWorker("local"),
+        ]
+        secret = util.BuildFactory()
+        secret.addSteps([steps.ShellCommand(command="true")], [("/build/k", util.Secret("key"))])
+        plain = util.BuildFactory([steps.ShellCommand(command="true")])
+        c["builders"] = [
+            util.BuilderConfig(name="asks", workernames=["sizes"], factory=secret),
+            util.BuilderConfig(name="mixes", workernames=["sizes", "local"], factory=plain),
+            util.BuilderConfig(
+                name="huge", workernames=["sizes"], factory=plain,
+                properties={"sandbox_policy": "huge"},
+            ),
+            util.BuilderConfig(name="uses", workernames=["own"], factory=secret),
+            util.BuilderConfig(name="shares", workernames=["own"], factory=plain),
+        ]
+        """,
+    )
+    wanted = [
+        "builder 'asks': step 'DownloadSecretsToWorker' uses the secret 'key'",
+        "builder 'asks': step 'DownloadSecretsToWorker' puts a secret at '/build/k'",
+        "builder 'mixes': its workers differ in trust",
+        "builder 'huge': worker 'sizes': wrong policy: sandbox_policy='huge'",
+        "builder 'uses': step 'DownloadSecretsToWorker' puts a secret at '/build/k'",
+        "worker 'own' releases secrets and is shared",
+    ]
+    for line in wanted:
+        assert output.count(line) == 1, (line, output)

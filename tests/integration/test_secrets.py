@@ -29,6 +29,8 @@ VALUES = {
     "token": "released-f81c5a0e",
     "key": "line one 77aa\nline two 99bb\n",
     "other": "kept-1d2e3f",
+    "pin": "7q",
+    "pip": "zj",
 }
 
 POLICIES = {
@@ -188,8 +190,8 @@ async def test_a_trusted_policy_releases_every_secret(master: RealMaster) -> Non
 @pytest_twisted.ensureDeferred
 @pytest.mark.parametrize(
     "path",
-    ["/build/token", "token", "/tmp/token", "/run/secrets/../../tmp/token", "/run/secretsx/token",
-     "/run/secrets", "~/token", "/dev/shm/token"],
+    ["/build/token", "../token", "/tmp/token", "/run/secrets/../../tmp/token",
+     "/run/secretsx/token", "/run/secrets", "~/token", "/dev/shm/token", "a/../../token"],
 )  # fmt: skip
 async def test_a_secret_outside_the_secrets_tmpfs_is_refused(master: RealMaster, path: str) -> None:
     look = "find /build /tmp /dev/shm /run/secrets -name 'token*'; echo looked"
@@ -201,6 +203,51 @@ async def test_a_secret_outside_the_secrets_tmpfs_is_refused(master: RealMaster,
     assert "/run/secrets/" in build.log
     assert build["look"].out == "looked"
     assert VALUES["token"] not in build.log
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("builder", ["debian", "busybox"])
+async def test_a_relative_path_is_one_on_the_secrets_tmpfs_and_removed_there(
+    master: RealMaster, builder: str
+) -> None:
+    look = "cd /run/secrets && find . -type f | sort; find /build /tmp -name 'token*'"
+    files = [("token", util.Secret("token")), ("deep/er/token", util.Interpolate("%(secret:key)s"))]
+    factory = with_secrets(files, shell(look, "in"))
+    factory.addStep(shell(look, "after"))
+    build = await master.run(builder, factory)
+    assert build.result == "success", build.log
+    assert build["in"].out.split() == ["./deep/er/token", "./token"]
+    assert build["after"].out == ""
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_short_secret_is_delivered_and_warned_about_once(master: RealMaster) -> None:
+    master.audit.clear()
+    build = await master.run(
+        "trusted",
+        [
+            *with_secrets(
+                [("pin", util.Secret("pin"))],
+                shell("wc -c </run/secrets/pin", "size"),
+                shell("rev /run/secrets/pin", "read"),
+            ).steps,
+            # Not a secret of this build before now.
+            shell(util.Interpolate("true %(secret:pip)s"), "command"),
+            shell("true", "last"),
+        ],
+    )
+    assert build.result == "success", build.log
+    assert build["size"].out == str(len(VALUES["pin"]))
+    assert build["read"].out == VALUES["pin"][::-1]
+    warning = "secret pin is shorter than 4 characters"
+    assert warning in populating(build).logs["warnings"]
+    assert build.log.count(warning) == 1
+    assert "secret pip is shorter than 4 characters" in build["command"].headers
+    assert build.log.count("secret pip is shorter") == 1
+    told = [(entry["secret"], entry["step"]) for entry in master.audit if "short" in entry["event"]]
+    assert told == [("pin", populating(build).name), ("pip", "command")]
+    assert VALUES["pin"] not in json.dumps(master.audit)
+    assert VALUES["pin"] not in "".join(populating(build).logs.values())
 
 
 @pytest_twisted.ensureDeferred

@@ -77,6 +77,7 @@ ACCEPTED: list[tuple[str, Any, Any]] = [
     ("secrets", (), ()),
     ("secrets", ["b", "a"], ("a", "b")),
     ("secrets", {"deploy/key.pem"}, ("deploy/key.pem",)),
+    ("secrets", ["ci/deploy|token", r"a\|b|c"], (r"a\|b|c", "ci/deploy|token")),
     ("secrets", "*", "*"),
     ("network", "none", "none"),
     ("sources", None, None),

@@ -16,9 +16,14 @@ import pytest
 from buildbot.config.master import MasterConfig
 from buildbot.process import remotecommand
 from buildbot.process.build import Build
+from buildbot.process.builder import Builder
 from buildbot.process.buildstep import BuildStep
-from buildbot.process.properties import Properties
-from buildbot.steps.download_secret_to_worker import DownloadSecretsToWorker
+from buildbot.process.factory import BuildFactory
+from buildbot.process.properties import Interpolate, Properties, Secret
+from buildbot.steps.download_secret_to_worker import (
+    DownloadSecretsToWorker,
+    RemoveWorkerFileSecret,
+)
 from buildbot.worker.latent import AbstractLatentWorker
 from buildbot.worker.protocols import base as protocols
 from buildbot.worker.protocols import null
@@ -267,6 +272,36 @@ def test_a_build_remembers_the_secrets_that_it_used() -> None:
 def test_the_step_for_secrets_keeps_what_it_will_write() -> None:
     step = DownloadSecretsToWorker([("/run/secrets/x", "value")])
     assert step.secret_to_be_populated == [("/run/secrets/x", "value")]
+
+
+def test_the_steps_for_secrets_name_the_files_by_arguments_that_we_know() -> None:
+    assert parameters(DownloadSecretsToWorker.__init__)[0] == "populated_secret_list"
+    assert "downloadFileContentToWorker" in source(DownloadSecretsToWorker.runPopulateSecrets)
+    assert "runRmFile" in source(RemoveWorkerFileSecret.runRemoveWorkerFileSecret)
+
+
+def test_a_factory_keeps_its_steps_as_class_and_arguments() -> None:
+    (kept,) = BuildFactory([BuildStep(name="s")]).steps
+    assert (kept.step_class, kept.args, kept.kwargs) == (BuildStep, (), {"name": "s"})
+
+
+def test_renderables_tell_the_secrets_that_they_will_ask_for() -> None:
+    assert Secret("a").secret_name == "a"
+    assert list(Interpolate("%(secret:a:-b)s %(prop:c)s").interpolations) == [
+        "secret:a:-b",
+        "prop:c",
+    ]
+
+
+def test_a_build_knows_its_builders_configuration() -> None:
+    assert "builder" in attributes(Build.__init__)
+    assert "config" in attributes(Builder.setup_properties)
+
+
+def test_the_check_of_builders_is_one_method_that_comes_after_the_workers() -> None:
+    assert parameters(MasterConfig.check_builders) == []
+    loading = source(MasterConfig.loadFromDict)
+    assert loading.index("load_workers") < loading.index("check_builders")
 
 
 def test_the_check_for_ports_is_one_method() -> None:
