@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sandboxworker.housekeeping import SandboxAudit as SandboxAudit
     from sandboxworker.policy import SandboxPolicy as SandboxPolicy
     from sandboxworker.pool import sandbox_pool as sandbox_pool
     from sandboxworker.worker import SandboxLatentWorker as SandboxLatentWorker
 
-__all__ = ["SandboxLatentWorker", "SandboxPolicy", "sandbox_pool"]
+__all__ = ["SandboxAudit", "SandboxLatentWorker", "SandboxPolicy", "sandbox_pool"]
 
 _HOMES = {
+    "SandboxAudit": "sandboxworker.housekeeping",
     "SandboxLatentWorker": "sandboxworker.worker",
     "SandboxPolicy": "sandboxworker.policy",
     "sandbox_pool": "sandboxworker.pool",

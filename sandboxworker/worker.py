@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-import uuid
-from pathlib import Path
 from typing import Any
 
 from buildbot import config
@@ -15,19 +12,16 @@ from twisted.internet import defer
 from twisted.python import log
 
 from sandboxworker import seccomp
-from sandboxworker.audit import Event
 from sandboxworker.connection import SandboxConnection
 from sandboxworker.engine.address import EngineAddress, resolve
 from sandboxworker.engine.docker import ENGINES, DockerEngine
 from sandboxworker.errors import Actor, EngineError, NotDestroyed, SandboxworkerError
+from sandboxworker.housekeeping import Housekeeping, housekeeping
 from sandboxworker.policy import SandboxPolicy, show_seconds
 from sandboxworker.portless import allow_no_protocols
 from sandboxworker.sandbox import Owner, Sandbox
 from sandboxworker.spec import ContainerSpec, build_spec
 from sandboxworker.unexpected import unexpected
-
-#: Where a master keeps its unique id, in its own directory.
-MASTER_ID_FILE = "sandboxworker.id"
 
 #: Arguments of Buildbot's workers that cannot have another value here, and why.
 _FIXED = {
@@ -65,6 +59,7 @@ class SandboxLatentWorker(AbstractLatentWorker):
     _build_address: EngineAddress | None = None
     _build: Any = None
     _policy: SandboxPolicy
+    _house: Housekeeping
 
     # configuration
 
@@ -79,6 +74,7 @@ class SandboxLatentWorker(AbstractLatentWorker):
     ) -> Any:
         yield super().reconfigService(name, None, **_worker_arguments(kwargs))
         self._policy = policy
+        self._house = yield defer.ensureDeferred(housekeeping(self.master))
         yield self._use_engine(resolve(engine))
         self._deferwaiter.add(defer.ensureDeferred(self._look_ahead()))
 
@@ -140,8 +136,9 @@ class SandboxLatentWorker(AbstractLatentWorker):
     async def _new_sandbox(self) -> Sandbox:
         spec = await self._spec()
         engine = self._engine_for_build()
-        owner = Owner(master_id(Path(self.master.basedir)), str(self.name))
-        sandbox = Sandbox(engine, engine.uids, spec, owner, self.master.reactor, self._audit)
+        owner = Owner(self._house.identity.id, str(self.name))
+        audit = self._house.audit_of(self._build)
+        sandbox = Sandbox(engine, engine.uids, spec, owner, self.master.reactor, audit)
         sandbox.on_lost = self._sandbox_lost
         sandbox.on_deadline = self._deadline_reached
         return sandbox
@@ -196,6 +193,8 @@ class SandboxLatentWorker(AbstractLatentWorker):
                 await sandbox.destroy()
         except NotDestroyed as error:
             log.msg(f"sandboxworker: worker {self.name!r}: {error}")
+            if sandbox is not None and address is not None:
+                self._house.adopt(sandbox, address)
         finally:
             if address is not None:
                 await ENGINES.release(address)
@@ -224,9 +223,6 @@ class SandboxLatentWorker(AbstractLatentWorker):
             return
         stopping = build.stopBuild(reason, results=FAILURE)
         stopping.addErrback(unexpected(f"stopping the build of worker {self.name!r}"))
-
-    def _audit(self, event: Event) -> None:
-        log.msg(f"sandboxworker audit: {event.json_line(time.time())}")
 
 
 allow_no_protocols(lambda worker: isinstance(worker, SandboxLatentWorker))
@@ -283,11 +279,3 @@ def _engine_faults(engine: Any) -> list[str]:
     except SandboxworkerError as error:
         return [str(error)]
     return []
-
-
-def master_id(basedir: Path) -> str:
-    """This master's unique id; made and kept in its directory when it is first asked for."""
-    file = basedir / MASTER_ID_FILE
-    if not file.exists():
-        file.write_text(f"{uuid.uuid4()}\n")
-    return file.read_text().strip()

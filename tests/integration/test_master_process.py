@@ -18,6 +18,8 @@ import docker.errors
 import pytest
 from real_master import containers_of
 
+from sandboxworker.identity import NoIdentity, read_id
+
 pytestmark = pytest.mark.engine
 
 BUILDBOT = [sys.executable, "-c", "from buildbot.scripts.runner import run; run()"]
@@ -80,7 +82,7 @@ class MasterProcess:
 
     @property
     def id(self) -> str:
-        return (self.basedir / "sandboxworker.id").read_text().strip()
+        return read_id(self.basedir)
 
     @property
     def log(self) -> str:
@@ -99,9 +101,10 @@ class MasterProcess:
         self._left_over.masters.add(self.id)
 
     def _is_building(self) -> bool:
-        if not (self.basedir / "sandboxworker.id").exists():
+        try:
+            containers = self.containers()
+        except NoIdentity:  # It has made none yet.
             return False
-        containers = self.containers()
         return len(containers) == 2 and all(self._runs_its_step(each) for each in containers)
 
     def _runs_its_step(self, container: Any) -> bool:
