@@ -8,7 +8,7 @@ What carries another id is never touched.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import attrs
@@ -44,6 +44,11 @@ class Found:
     engine: str
     container: Listed
     why: str
+
+    @property
+    def sandbox(self) -> str:
+        """Its sandbox's id, as in the audit log."""
+        return _sandbox_id(self.container)
 
     def fields(self) -> dict[str, Any]:
         """What is known about it, for the audit log."""
@@ -137,7 +142,7 @@ class Reaper:
         self._unreachable.discard(engine.name)
         self._note_those_that_went(engine, {each.container.id for each in found})
         due = [each for each in found if self._is_due(each)]
-        return await self._reap_all(engine, due[:SWEEP_LIMIT])
+        return await self.reap(engine, due[:SWEEP_LIMIT])
 
     def _cannot_ask(self, engine: Engine, error: EngineError) -> None:
         if engine.name not in self._unreachable:
@@ -154,7 +159,8 @@ class Reaper:
         tried = self._tried.get(found.container.id)
         return tried is None or tried.due <= self._reactor.seconds()
 
-    async def _reap_all(self, engine: Engine, found: list[Found]) -> list[Reaped]:
+    async def reap(self, engine: Engine, found: Sequence[Found]) -> list[Reaped]:
+        """Remove these, one after the other; as far as the engine answers."""
         reaped: list[Reaped] = []
         for each in found:
             try:
@@ -167,7 +173,7 @@ class Reaper:
         return reaped
 
     async def _reap(self, engine: Engine, found: Found) -> str | None:
-        owner = LIVING.get(_sandbox_id(found.container))
+        owner = LIVING.get(found.sandbox)
         if owner is not None and self._is_owned(found.container):
             self._end_overdue(owner, engine)
             return "its own sandbox destroys it"
@@ -203,7 +209,7 @@ class Reaper:
 
     def _gone(self, found: Found) -> None:
         self._tried.pop(found.container.id, None)
-        self._tell("reap.removed", _sandbox_id(found.container), **found.fields())
+        self._tell("reap.removed", found.sandbox, **found.fields())
 
     def _failed(self, found: Found, problem: str) -> str:
         former = self._tried.get(found.container.id)
@@ -212,7 +218,7 @@ class Reaper:
         due = self._reactor.seconds() + again_in
         self._tried[found.container.id] = _Tried(found, attempt, due)
         fields = {**found.fields(), "reason": problem, "attempt": attempt, "again_in": again_in}
-        self._tell("reap.failed", _sandbox_id(found.container), **fields)
+        self._tell("reap.failed", found.sandbox, **fields)
         return problem
 
     def _tell(self, event: str, sandbox: str, **fields: Any) -> None:
