@@ -89,7 +89,7 @@ class Housekeeping(ReconfigurableServiceMixin, SharedService):
         self._reaper = Reaper(self.identity.id, reactor, self.audit.record)
         self._clock = task.LoopingCall(self._sweep)
         self._clock.clock = reactor
-        self._clock.start(SWEEP_SECONDS, now=False)
+        self._clock.start(SWEEP_SECONDS, now=False).addErrback(unexpected("reaping"))
         self._sweep_soon()
         yield super().startService()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ import docker.errors
 import pytest
 from real_master import containers_of
 
+from sandboxworker.auditfile import FILE, reading
 from sandboxworker.identity import NoIdentity, read_id
 
 pytestmark = pytest.mark.engine
@@ -134,6 +136,8 @@ def master(engine_client: Any, left_over: Any, tmp_path: Path) -> Iterator[Maste
     process = MasterProcess(tmp_path / "master", engine_client, left_over)
     yield process
     process.end()
+    with contextlib.suppress(NoIdentity):
+        wait(lambda: not process.containers(), "end of its containers", 10)
 
 
 def test_when_the_master_is_killed_its_containers_are_gone_within_10_seconds(
@@ -143,6 +147,56 @@ def test_when_the_master_is_killed_its_containers_are_gone_within_10_seconds(
     master.wait_until_building()
     os.kill(master.pid, signal.SIGKILL)
     wait(lambda: not master.containers(), "end of its containers", 10)
+
+
+def test_a_master_that_is_killed_again_and_again_keeps_its_audit_log_and_its_id(
+    master: MasterProcess,
+) -> None:
+    """Whatever line the crash tore is cut off by the next start, and reported."""
+    master.start()
+    ids, log = set(), master.basedir / FILE
+    for _ in range(2):
+        master.wait_until_building()
+        ids.add(master.id)
+        os.kill(master.pid, signal.SIGKILL)
+        lines = log.read_bytes().split(b"\n")
+        assert all(json.loads(line) for line in lines[:-1])
+        with log.open("ab") as file:
+            file.write(b'{"schema":1,"ti')
+        wait(lambda: not master.containers(), "end of its containers", 10)
+        buildbot("start", str(master.basedir))
+    master.wait_until_building()
+    found = reading(log)
+    entries = list(found)
+    assert found.unreadable == 0
+    assert len(ids) == 1
+    assert {entry["master"] for entry in entries} == ids
+    events = [entry["event"] for entry in entries]
+    assert events.count("audit.mended") == 2
+    assert events.count("sandbox.ready") == 6
+    # The interrupted builds were built again, and what was told of each is told of that one.
+    assert len({entry["buildid"] for entry in entries if "buildid" in entry}) == 6
+
+
+def test_what_a_master_that_was_killed_created_and_never_started_is_reaped(
+    master: MasterProcess, engine_client: Any
+) -> None:
+    """No keeper runs in it, so that it does not end by itself."""
+    master.start()
+    master.wait_until_building()
+    os.kill(master.pid, signal.SIGKILL)
+    wait(lambda: not master.containers(), "end of its containers", 10)
+    left = engine_client.create_container(
+        "sandboxworker/busybox:latest",
+        ["true"],
+        labels={"sandboxworker.master": master.id, "sandboxworker.sandbox": "0" * 16},
+        host_config=engine_client.create_host_config(network_mode="none"),
+    )["Id"]
+    buildbot("start", str(master.basedir))
+    wait(lambda: left not in {each["Id"] for each in master.containers()}, "the reaper", 30)
+    wait(lambda: left in (master.basedir / FILE).read_text(), "word of it", 10)
+    (entry,) = [each for each in reading(master.basedir / FILE) if each.get("container") == left]
+    assert (entry["event"], entry["why"], entry["state"]) == ("reap.removed", "orphan", "created")
 
 
 def test_a_stopped_master_has_removed_its_containers_before_it_ends(

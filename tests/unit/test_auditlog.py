@@ -308,3 +308,17 @@ def test_an_entry_that_is_not_as_documented_is_found_out(change: dict[str, Any])
     assert_valid(good)
     with pytest.raises(AssertionError):
         assert_valid({**good, **change})
+
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "audit.md"
+
+
+@pytest.mark.skipif(not DOCUMENT.is_file(), reason="the documents are not part of a wheel")
+def test_the_document_tells_each_event_and_field_as_the_schema_does() -> None:
+    schema, text = _schema(), DOCUMENT.read_text()
+    for kind in schema["oneOf"]:
+        name = kind["properties"]["event"]["const"]
+        assert f"| `{name}` | {kind['description']} |" in text
+    for name, field in schema["properties"].items():
+        (row,) = [row for row in text.splitlines() if row.startswith(f"| `{name}` |")]
+        assert row.endswith(f"| {field['description']} |")
