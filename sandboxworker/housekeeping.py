@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import attrs
 from buildbot import config
 from buildbot.util.service import BuildbotService, ReconfigurableServiceMixin, SharedService
 from twisted.internet import defer, task
@@ -38,7 +39,12 @@ class SandboxAudit(BuildbotService):
     settings = AuditSettings()
 
     def checkConfig(self, **arguments: Any) -> None:
-        known = {name: value for name, value in arguments.items() if hasattr(self.settings, name)}
+        if self.name != SandboxAudit.name:
+            config.error(
+                f"SandboxAudit: name={self.name!r}: there is one, and it has no other name"
+            )
+        names = {field.name for field in attrs.fields(AuditSettings)}
+        known = {name: value for name, value in arguments.items() if name in names}
         for name in sorted(set(arguments) - set(known)):
             config.error(f"SandboxAudit: {name}=: no such argument")
         self.settings = AuditSettings(**known)

@@ -58,9 +58,17 @@ class Identity:
 
 
 def claim(basedir: Path) -> Identity | None:
-    """This master's id, made when it is first asked for; None while another process holds it."""
+    """This master's id, made when it is first asked for; None while another process holds it.
+
+    Raises `OSError` where it cannot be kept or locked.
+    """
     lock = os.open(basedir / ID_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    if not _locked_at_last(lock):
+    try:
+        is_ours = _locked_at_last(lock)
+    except OSError:
+        os.close(lock)
+        raise
+    if not is_ours:
         os.close(lock)
         return None
     known, here = _read(lock), _place(basedir, lock)
@@ -118,10 +126,15 @@ def read_id(basedir: Path) -> str:
 
 
 def is_living(basedir: Path) -> bool:
-    """Whether a master holds this directory now."""
-    file = os.open(basedir / ID_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    """Whether a master holds this directory now; so too where that cannot be found out."""
+    try:
+        file = os.open(basedir / ID_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return True
     try:
         return not _locked(file, fcntl.LOCK_SH)
+    except OSError:
+        return True
     finally:
         os.close(file)
 

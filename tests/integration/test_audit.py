@@ -139,11 +139,11 @@ async def test_a_log_that_cannot_be_written_is_said_once_and_builds_go_on(
 
 def test_wrong_arguments_are_errors_of_the_configuration_all_at_once() -> None:
     with pytest.raises(ConfigErrors) as raised, capture_config_errors(raise_on_error=True):
-        SandboxAudit(file=3, rotate_at="lots", color="red")
+        SandboxAudit(file=3, rotate_at="lots", faults="red", name="other")
     told = list(raised.value.errors)
-    assert len(told) == 3
+    assert len(told) == 4
     assert all(line.startswith("SandboxAudit: ") for line in told)
-    for word in ("file=3", "rotate_at='lots'", "color=: no such argument"):
+    for word in ("file=3", "rotate_at='lots'", "faults=: no such argument", "name='other'"):
         assert any(word in line for line in told)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import resource
@@ -123,6 +124,23 @@ def test_a_rotation_while_it_is_read_loses_and_repeats_nothing(path: Path) -> No
     assert [entry["time"] for entry in begun] == list(range(10, 16))
 
 
+def test_a_rotation_while_the_files_are_opened_loses_and_repeats_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = AuditFile(path, rotate_at=2 * len(line(10)) + 2, keep=9)
+    for number in range(10, 16):
+        file.write(line(number))
+    oldest = auditfile._oldest
+
+    def rotate_first(path: Path) -> int:
+        """The newest is open by now."""
+        file.write(line(16))
+        return oldest(path)
+
+    monkeypatch.setattr(auditfile, "_oldest", rotate_first)
+    assert numbers(path) == list(range(10, 16))
+
+
 def test_rotated_files_are_read_in_their_order_and_others_not_at_all(path: Path) -> None:
     for number in (0, 1, 2, 9, 10):
         rotated(path, number).write_text(line(100 - number) + "\n")
@@ -149,6 +167,38 @@ def test_who_shares_a_file_cuts_nothing_and_begins_a_line(path: Path) -> None:
     assert file.open() == ""
     file.write(line(3))
     assert path.read_text() == f"{line(1)}\n{line(2)[:7]}\n{line(3)}\n"
+
+
+def test_a_line_that_another_program_is_just_writing_is_not_cut_off(path: Path) -> None:
+    path.write_text(line(1)[:7])
+    with path.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        file = AuditFile(path)
+        assert file.open() == ""
+        assert path.read_text() == line(1)[:7]
+    assert AuditFile(path).open() == line(1)[:7]
+
+
+def test_who_shares_a_file_keeps_others_from_cutting_while_it_writes(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_free: list[bool] = []
+    write = os.write
+
+    def look(descriptor: int, data: bytes) -> int:
+        with path.open("rb") as other:
+            try:
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                is_free.append(False)
+            else:
+                is_free.append(True)
+        return write(descriptor, data)
+
+    monkeypatch.setattr(auditfile.os, "write", look)
+    AuditFile(path, is_shared=True).write(line(1))
+    AuditFile(path).write(line(2))  # The master waits for nobody.
+    assert is_free == [False, True]
 
 
 def test_what_is_no_entry_is_counted_and_passed_over(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -55,7 +56,12 @@ def moved(basedir: Path, to: Path) -> Path:
     return basedir.rename(to)
 
 
-@pytest.mark.parametrize("how", [copied, moved])
+def replaced(basedir: Path, to: Path) -> Path:
+    """A copy in the place of its model, which lives on elsewhere."""
+    return copied(basedir.rename(to), basedir)
+
+
+@pytest.mark.parametrize("how", [copied, moved, replaced])
 def test_a_directory_that_is_another_gets_another_id(
     basedir: Path, tmp_path: Path, how: object
 ) -> None:
@@ -108,6 +114,23 @@ def test_nobody_else_can_claim_the_id_of_a_living_master(basedir: Path) -> None:
     first.release()
     assert not is_living(basedir)
     assert claimed(basedir).id == first.id
+
+
+def test_a_directory_that_cannot_be_looked_at_may_have_a_living_master(
+    basedir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert is_living(basedir / "none")
+    master_id(basedir)
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(identity.fcntl, "flock", no_locks)
+    assert is_living(basedir)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match="No locks"):
+        claim(basedir)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def _living_after_making_one(basedir: Path) -> bool:
