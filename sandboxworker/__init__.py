@@ -5,14 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sandboxworker.housekeeping import SandboxAudit as SandboxAudit
     from sandboxworker.policies import SandboxPolicies as SandboxPolicies
     from sandboxworker.policy import SandboxPolicy as SandboxPolicy
     from sandboxworker.pool import sandbox_pool as sandbox_pool
     from sandboxworker.worker import SandboxLatentWorker as SandboxLatentWorker
 
-__all__ = ["SandboxLatentWorker", "SandboxPolicies", "SandboxPolicy", "sandbox_pool"]
+__all__ = [
+    "SandboxAudit",
+    "SandboxLatentWorker",
+    "SandboxPolicies",
+    "SandboxPolicy",
+    "sandbox_pool",
+]
 
 _HOMES = {
+    "SandboxAudit": "sandboxworker.housekeeping",
     "SandboxLatentWorker": "sandboxworker.worker",
     "SandboxPolicies": "sandboxworker.policies",
     "SandboxPolicy": "sandboxworker.policy",

@@ -38,7 +38,7 @@ class SandboxConnection(null.Connection):
         super().__init__(worker)
         self.sandbox = sandbox
         self._policy = policy
-        self._budget = Budget(policy)
+        self._budget = Budget(policy, on_struck=self._record_limit)
         self._builddirs: dict[str, str] = {}
         self._sources = Sources(sandbox, policy, partial(mirrors_of, worker.master))
         self._commands: dict[str, SandboxCommand] = {}
@@ -227,6 +227,9 @@ class SandboxConnection(null.Connection):
         running = command.command.doStart()
         running.addCallback(lambda _: None)
         running.addBoth(command.command_complete)
+
+    def _record_limit(self, field: str, value: int) -> None:
+        self.sandbox.record("limit.struck", limit=field, value=value)
 
     def _record_secrets(self, what: str, names: Sequence[str], remote: Any) -> None:
         for name in names:

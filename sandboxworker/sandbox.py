@@ -46,6 +46,9 @@ KILL_ATTEMPTS = 5
 STATUS_DEADLINE = 5.0
 #: Seconds past `max_runtime` after which a sandbox is destroyed whatever its build does.
 DEADLINE_GRACE = 30.0
+#: Seconds past `max_runtime` that a start, the grace and a destruction take at their slowest: after
+#: that a container cannot be in use any more.
+HARD_DEADLINE_SLACK = 600.0
 #: Names that another master's sandbox may hold before we give up.
 _UID_ATTEMPTS = 32
 
@@ -87,6 +90,11 @@ class Owner:
 
 def _nobody(*_: Any) -> None:
     return None
+
+
+#: The sandboxes of this process by id, from before the engine is asked for a container until it has
+#: confirmed that there is none: what the reaper must spare.
+LIVING: dict[str, Sandbox] = {}
 
 
 class Sandbox:
@@ -150,6 +158,8 @@ class Sandbox:
         if state not in _TRANSITIONS[self.state]:
             raise AssertionError(f"sandbox {self.id}: {self.state.value} -> {state.value}")
         self.state = state
+        if state is State.GONE:
+            LIVING.pop(self.id, None)
         self.record(
             f"sandbox.{state.value}", engine=self.engine.name, container=self._container, **fields
         )
@@ -165,6 +175,7 @@ class Sandbox:
 
         On any failure its destruction is under way when the error is given.
         """
+        LIVING[self.id] = self
         self._starting = defer.ensureDeferred(self._start())
         return self._starting
 
@@ -218,7 +229,7 @@ class Sandbox:
         return self._identity
 
     def _hard_deadline(self) -> float:
-        return float(self.reactor.seconds() + self.spec.max_runtime + 2 * DEADLINE_GRACE)
+        return float(self.reactor.seconds() + self.spec.max_runtime + HARD_DEADLINE_SLACK)
 
     def _give_back_uid(self) -> None:
         if self.spec.user == "auto" and self._identity is not None:
@@ -243,7 +254,7 @@ class Sandbox:
 
     def _deadline(self) -> None:
         self._timer = self.reactor.callLater(DEADLINE_GRACE, self._destroy_unasked)
-        self.record("sandbox.deadline", seconds=self.spec.max_runtime)
+        self.record("limit.struck", limit="max_runtime", value=self.spec.max_runtime)
         self.on_deadline()
 
     def _stop_clock(self) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-import uuid
-from pathlib import Path
 from typing import Any
 
 from buildbot import config
@@ -15,11 +12,11 @@ from twisted.internet import defer
 from twisted.python import log
 
 from sandboxworker import seccomp
-from sandboxworker.audit import Event
 from sandboxworker.connection import SandboxConnection
 from sandboxworker.engine.address import EngineAddress, resolve
 from sandboxworker.engine.docker import ENGINES, DockerEngine
 from sandboxworker.errors import Actor, EngineError, NotDestroyed, SandboxworkerError
+from sandboxworker.housekeeping import Housekeeping, housekeeping
 from sandboxworker.migrating import argument_faults, worker_arguments
 from sandboxworker.policies import PROPERTY, SandboxPolicies, as_policies
 from sandboxworker.policy import SandboxPolicy, show_seconds
@@ -28,9 +25,6 @@ from sandboxworker.sandbox import Owner, Sandbox
 from sandboxworker.spec import ContainerSpec, build_spec
 from sandboxworker.trust import check_trust, ignored_choice
 from sandboxworker.unexpected import unexpected
-
-#: Where a master keeps its unique id, in its own directory.
-MASTER_ID_FILE = "sandboxworker.id"
 
 
 class SandboxLatentWorker(AbstractLatentWorker):
@@ -53,6 +47,7 @@ class SandboxLatentWorker(AbstractLatentWorker):
     _policy: SandboxPolicy
     #: What there is to pick from.
     policies: SandboxPolicies
+    _house: Housekeeping
 
     # configuration
 
@@ -75,6 +70,7 @@ class SandboxLatentWorker(AbstractLatentWorker):
     ) -> Any:
         yield super().reconfigService(name, None, **worker_arguments(kwargs))
         self.policies = as_policies(policy)
+        self._house = yield defer.ensureDeferred(housekeeping(self.master))
         yield self._use_engine(resolve(engine))
         self._deferwaiter.add(defer.ensureDeferred(self._look_ahead()))
 
@@ -148,8 +144,9 @@ class SandboxLatentWorker(AbstractLatentWorker):
     async def _new_sandbox(self) -> Sandbox:
         spec = await self._spec(self._policy)
         engine = self._engine_for_build()
-        owner = Owner(master_id(Path(self.master.basedir)), str(self.name))
-        sandbox = Sandbox(engine, engine.uids, spec, owner, self.master.reactor, self._audit)
+        owner = Owner(self._house.identity.id, str(self.name))
+        audit = self._house.audit_of(self._build)
+        sandbox = Sandbox(engine, engine.uids, spec, owner, self.master.reactor, audit)
         sandbox.on_lost = self._sandbox_lost
         sandbox.on_deadline = self._deadline_reached
         return sandbox
@@ -204,6 +201,8 @@ class SandboxLatentWorker(AbstractLatentWorker):
                 await sandbox.destroy()
         except NotDestroyed as error:
             log.msg(f"sandboxworker: worker {self.name!r}: {error}")
+            if sandbox is not None and address is not None:
+                self._house.adopt(sandbox, address)
         finally:
             if address is not None:
                 await ENGINES.release(address)
@@ -232,9 +231,6 @@ class SandboxLatentWorker(AbstractLatentWorker):
             return
         stopping = build.stopBuild(reason, results=FAILURE)
         stopping.addErrback(unexpected(f"stopping the build of worker {self.name!r}"))
-
-    def _audit(self, event: Event) -> None:
-        log.msg(f"sandboxworker audit: {event.json_line(time.time())}")
 
 
 allow_no_protocols(lambda worker: isinstance(worker, SandboxLatentWorker))
@@ -268,11 +264,3 @@ def _engine_faults(engine: Any) -> list[str]:
     except SandboxworkerError as error:
         return [str(error)]
     return []
-
-
-def master_id(basedir: Path) -> str:
-    """This master's unique id; made and kept in its directory when it is first asked for."""
-    file = basedir / MASTER_ID_FILE
-    if not file.exists():
-        file.write_text(f"{uuid.uuid4()}\n")
-    return file.read_text().strip()

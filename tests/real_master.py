@@ -6,6 +6,8 @@ Does not import ``buildbot.test``, which would turn every warning of the process
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.resources
 import json
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import attrs
 import docker
 import docker.errors
+import jsonschema
 from buildbot.config.master import MasterConfig
 from buildbot.interfaces import IConfigLoader
 from buildbot.master import BuildMaster
@@ -22,16 +25,17 @@ from buildbot.process.factory import BuildFactory
 from buildbot.process.results import Results
 from buildbot.schedulers.triggerable import Triggerable
 from twisted.internet import defer, reactor, task
-from twisted.logger import formatEvent, globalLogPublisher
+from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from sandboxworker.worker import master_id
+from sandboxworker.auditfile import FILE as AUDIT_FILE
+from sandboxworker.auditfile import reading
+from sandboxworker.identity import master_id
 
 BUILD_DEADLINE = 90.0
 _PAUSE = 0.03
 _STAMP = {"codebase": "", "repository": "", "branch": None, "revision": None, "project": ""}
-_AUDIT = "sandboxworker audit: "
 
 
 # ---- what a master builds ------------------------------------------------------------------------
@@ -139,6 +143,20 @@ class BuildResult:
         return "\n".join(text for step in self.steps for text in step.logs.values())
 
 
+@functools.cache
+def _validator() -> Any:
+    text = importlib.resources.files("sandboxworker").joinpath("audit.schema.json").read_text()
+    schema = json.loads(text)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+def assert_valid(entry: Mapping[str, Any]) -> None:
+    """An entry of the audit log is what its schema says."""
+    errors = [error.message for error in _validator().iter_errors(entry)]
+    assert errors == [], entry
+
+
 # ---- the master ----------------------------------------------------------------------------------
 
 
@@ -156,15 +174,15 @@ class _DictionaryLoader:
 class RealMaster:
     """One running master; `stop` it, or use `running_master`.
 
-    ``errors``: every error that anything in this process has logged meanwhile;
-    ``audit``: the audit log's entries.
+    ``errors``: every error that anything in this process has logged meanwhile.
     """
 
     def __init__(self, basedir: Path, config: dict[str, Any]) -> None:
         self.basedir = basedir
         self.id = master_id(basedir)
         self.errors: list[str] = []
-        self.audit: list[dict[str, Any]] = []
+        self._audit: list[dict[str, Any]] = []
+        self._audited = 0
         self._database = {"db_url": f"sqlite:///{basedir}/db"}
         self._loader = _DictionaryLoader({**config, "db": self._database})
         self.master = BuildMaster(str(basedir), reactor=reactor, config_loader=self._loader)
@@ -187,10 +205,19 @@ class RealMaster:
         await self.master.db.pool.stop()
         globalLogPublisher.removeObserver(self._note)
 
+    @property
+    def audit(self) -> list[dict[str, Any]]:
+        """The audit log's entries so far, or since the list was cleared; each is valid."""
+        file = self.basedir / AUDIT_FILE
+        if file.exists():
+            entries = list(reading(file))
+            for entry in entries[self._audited :]:
+                assert_valid(entry)
+            self._audit += entries[self._audited :]
+            self._audited = len(entries)
+        return self._audit
+
     def _note(self, event: dict[str, Any]) -> None:
-        text = formatEvent(event)
-        if text.startswith(_AUDIT):
-            self.audit.append(json.loads(text.removeprefix(_AUDIT)))
         failure = event.get("log_failure")
         if isinstance(failure, Failure):
             self.errors.append(f"{event.get('why') or ''} {failure.getTraceback()}")

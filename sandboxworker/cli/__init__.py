@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
+from sandboxworker.cli.audit import audit
 from sandboxworker.cli.failures import OWN_FAILURE
+from sandboxworker.cli.gc import gc
 from sandboxworker.cli.image import image
 from sandboxworker.cli.try_ import try_
 
@@ -45,5 +47,7 @@ def main() -> None:
     """
 
 
+main.add_command(audit)
+main.add_command(gc)
 main.add_command(image)
 main.add_command(try_)

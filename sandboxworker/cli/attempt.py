@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 import signal
 import sys
@@ -13,11 +12,12 @@ from typing import Any
 
 import attrs
 from rich.console import Console
-from twisted.internet import defer, task
+from twisted.internet import defer
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
 from sandboxworker import seccomp
+from sandboxworker.cli.react import react
 from sandboxworker.cli.worktree import Packed, pack
 from sandboxworker.commands.budget import Budget
 from sandboxworker.engine.address import resolve
@@ -56,22 +56,7 @@ def run_attempt(
     attempt = _Attempt(policy, command)
     packed = pack(directory)
     with packed.archive:
-        return _react(lambda reactor: attempt.run(DockerEngine(address, reactor), reactor, packed))
-
-
-def _react(main: Any) -> int:
-    """Run a coroutine to its end; its result, or its error."""
-    ended: list[Any] = []
-
-    def started(reactor: Any) -> defer.Deferred[None]:
-        running = defer.ensureDeferred(main(reactor))
-        return running.addBoth(ended.append)
-
-    with contextlib.suppress(SystemExit):  # What it exits with says no more than `ended`.
-        task.react(started)
-    if isinstance(ended[0], Failure):
-        ended[0].raiseException()
-    return int(ended[0])
+        return react(lambda reactor: attempt.run(DockerEngine(address, reactor), reactor, packed))
 
 
 class _Attempt:

@@ -332,6 +332,11 @@ class EnginePool:
     def __init__(self) -> None:
         self._engines: dict[EngineAddress, tuple[DockerEngine, int]] = {}
 
+    @property
+    def addresses(self) -> tuple[EngineAddress, ...]:
+        """Of the engines that are in use now."""
+        return tuple(self._engines)
+
     def acquire(self, address: EngineAddress, reactor: Any) -> DockerEngine:
         """The engine at an address; each acquire wants a `release`."""
         engine, users = self._engines.get(address) or (DockerEngine(address, reactor), 0)

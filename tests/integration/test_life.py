@@ -31,7 +31,6 @@ from real_master import (
 from twisted.logger import formatEvent, globalLogPublisher
 
 from sandboxworker import SandboxLatentWorker, SandboxPolicy
-from sandboxworker.worker import master_id
 
 pytestmark = pytest.mark.engine
 
@@ -213,14 +212,6 @@ def logged() -> Iterator[list[str]]:
     globalLogPublisher.addObserver(note)
     yield lines
     globalLogPublisher.removeObserver(note)
-
-
-def test_a_master_keeps_the_id_that_it_made(tmp_path: Path) -> None:
-    first, other = tmp_path / "first", tmp_path / "other"
-    for basedir in (first, other):
-        basedir.mkdir()
-    assert master_id(first) == master_id(first) != master_id(other)
-    assert (first / "sandboxworker.id").read_text().strip() == master_id(first)
 
 
 # ---- what is wrong is said at configuration time -------------------------------------------------

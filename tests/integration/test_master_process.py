@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -17,6 +18,9 @@ import docker
 import docker.errors
 import pytest
 from real_master import containers_of
+
+from sandboxworker.auditfile import FILE, reading
+from sandboxworker.identity import NoIdentity, read_id
 
 pytestmark = pytest.mark.engine
 
@@ -80,7 +84,7 @@ class MasterProcess:
 
     @property
     def id(self) -> str:
-        return (self.basedir / "sandboxworker.id").read_text().strip()
+        return read_id(self.basedir)
 
     @property
     def log(self) -> str:
@@ -99,9 +103,10 @@ class MasterProcess:
         self._left_over.masters.add(self.id)
 
     def _is_building(self) -> bool:
-        if not (self.basedir / "sandboxworker.id").exists():
+        try:
+            containers = self.containers()
+        except NoIdentity:  # It has made none yet.
             return False
-        containers = self.containers()
         return len(containers) == 2 and all(self._runs_its_step(each) for each in containers)
 
     def _runs_its_step(self, container: Any) -> bool:
@@ -111,10 +116,26 @@ class MasterProcess:
             return False
         return any("begun" in process[-1] for process in processes)
 
+    def kill(self) -> None:
+        """As the kernel does when memory runs out; it is gone, and so are its sandboxes."""
+        pid = self.pid
+        os.kill(pid, signal.SIGKILL)
+        # Until then "buildbot start" takes it for one that runs.
+        wait(lambda: not Path(f"/proc/{pid}").exists(), "end of the master", 30)
+
     def end(self) -> None:
         """Whatever became of it."""
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+            self.kill()
+        with contextlib.suppress(NoIdentity):
+            master_id = self.id
+            wait(lambda: not self._running(), "end of its containers", 10)
+            # It may have been killed between a create call and a start, and leaves that behind.
+            for left in containers_of(self._client, master_id):
+                self._client.remove_container(left["Id"], force=True)
+
+    def _running(self) -> list[Any]:
+        return [each for each in self.containers() if each["State"] != "created"]
 
 
 def wait(
@@ -140,6 +161,56 @@ def test_when_the_master_is_killed_its_containers_are_gone_within_10_seconds(
     master.wait_until_building()
     os.kill(master.pid, signal.SIGKILL)
     wait(lambda: not master.containers(), "end of its containers", 10)
+
+
+def test_a_master_that_is_killed_again_and_again_keeps_its_audit_log_and_its_id(
+    master: MasterProcess,
+) -> None:
+    """Whatever line the crash tore is cut off by the next start, and reported."""
+    master.start()
+    ids, log = set(), master.basedir / FILE
+    for _ in range(2):
+        master.wait_until_building()
+        ids.add(master.id)
+        master.kill()
+        lines = log.read_bytes().split(b"\n")
+        assert all(json.loads(line) for line in lines[:-1])
+        with log.open("ab") as file:
+            file.write(b'{"schema":1,"ti')
+        wait(lambda: not master.containers(), "end of its containers", 10)
+        buildbot("start", str(master.basedir))
+    master.wait_until_building()
+    found = reading(log)
+    entries = list(found)
+    assert found.unreadable == 0
+    assert len(ids) == 1
+    assert {entry["master"] for entry in entries} == ids
+    events = [entry["event"] for entry in entries]
+    assert events.count("audit.mended") == 2
+    assert events.count("sandbox.ready") == 6
+    # The interrupted builds were built again, and what was told of each is told of that one.
+    assert len({entry["buildid"] for entry in entries if "buildid" in entry}) == 6
+
+
+def test_what_a_master_that_was_killed_created_and_never_started_is_reaped(
+    master: MasterProcess, engine_client: Any
+) -> None:
+    """No keeper runs in it, so that it does not end by itself."""
+    master.start()
+    master.wait_until_building()
+    master.kill()
+    wait(lambda: not master.containers(), "end of its containers", 10)
+    left = engine_client.create_container(
+        "sandboxworker/busybox:latest",
+        ["true"],
+        labels={"sandboxworker.master": master.id, "sandboxworker.sandbox": "0" * 16},
+        host_config=engine_client.create_host_config(network_mode="none"),
+    )["Id"]
+    buildbot("start", str(master.basedir))
+    wait(lambda: left not in {each["Id"] for each in master.containers()}, "the reaper", 30)
+    wait(lambda: left in (master.basedir / FILE).read_text(), "word of it", 10)
+    (entry,) = [each for each in reading(master.basedir / FILE) if each.get("container") == left]
+    assert (entry["event"], entry["why"], entry["state"]) == ("reap.removed", "orphan", "created")
 
 
 def test_a_stopped_master_has_removed_its_containers_before_it_ends(

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from buildbot.config.master import MasterConfig
+from buildbot.master import BuildMaster
 from buildbot.process import remotecommand
 from buildbot.process.build import Build
 from buildbot.process.builder import Builder
@@ -23,6 +24,12 @@ from buildbot.process.properties import Interpolate, Properties, Secret
 from buildbot.steps.download_secret_to_worker import (
     DownloadSecretsToWorker,
     RemoveWorkerFileSecret,
+)
+from buildbot.util.service import (
+    AsyncMultiService,
+    BuildbotService,
+    ReconfigurableServiceMixin,
+    SharedService,
 )
 from buildbot.worker.latent import AbstractLatentWorker
 from buildbot.worker.protocols import base as protocols
@@ -38,6 +45,7 @@ from sandboxworker import connection
 from sandboxworker.commands import COMMANDS
 from sandboxworker.commands import base as ours
 from sandboxworker.commands.shell import SandboxRunProcess, Shell
+from sandboxworker.housekeeping import Housekeeping, SandboxAudit
 from sandboxworker.worker import SandboxLatentWorker
 
 
@@ -324,3 +332,35 @@ def test_a_latent_worker_calls_the_methods_that_we_override() -> None:
 def test_a_build_can_be_stopped_with_a_reason_and_a_result() -> None:
     assert parameters(Build.stopBuild) == ["reason", "results"]
     assert parameters(BuildStep.interrupt) == ["reason"]
+
+
+# ---- services ------------------------------------------------------------------------------------
+
+
+def test_a_shared_service_is_made_once_and_stopped_after_all_others() -> None:
+    assert "namedServices" in source(SharedService.getService)
+    assert parameters(SharedService.getService) == ["parent", "args", "kwargs"]
+    stop = source(AsyncMultiService.stopService)
+    assert stop.index("not isinstance(svc, SharedService)") < stop.index("yield svc.stopService()")
+
+
+def test_a_master_reconfigures_its_services_by_priority() -> None:
+    assert issubclass(BuildMaster, ReconfigurableServiceMixin)
+    assert "-svc.reconfig_priority" in source(
+        ReconfigurableServiceMixin.reconfigServiceWithBuildbotConfig
+    )
+    assert Housekeeping.reconfig_priority > BuildbotService.reconfig_priority
+
+
+def test_a_configuration_has_the_services_by_name() -> None:
+    assert parameters(MasterConfig.load_services) == ["filename", "config_dict"]
+    service = SandboxAudit(keep=3)
+    loaded = MasterConfig()
+    loaded.load_services("f", {"services": [service]})
+    assert loaded.services == {SandboxAudit.name: service}
+    assert service.settings.keep == 3
+
+
+def test_a_build_knows_its_number_and_id_before_its_worker_starts() -> None:
+    start = source(Build.startBuild)
+    assert start.index("self.buildid, self.number = ") < start.index("substantiate_if_needed")

@@ -1,0 +1,27 @@
+"""A reactor for the length of one coroutine."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar, cast
+
+from twisted.internet import defer, task
+from twisted.python.failure import Failure
+
+T = TypeVar("T")
+
+
+def react(main: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
+    """Run a coroutine to its end; its result, or its error."""
+    ended: list[Any] = []
+
+    def started(reactor: Any) -> defer.Deferred[None]:
+        running = defer.ensureDeferred(main(reactor))
+        return running.addBoth(ended.append)
+
+    with contextlib.suppress(SystemExit):  # What it exits with says no more than `ended`.
+        task.react(started)
+    if isinstance(ended[0], Failure):
+        ended[0].raiseException()
+    return cast(T, ended[0])
