@@ -29,6 +29,7 @@ from zope.interface import implementer
 from sandboxworker.worker import master_id
 
 BUILD_DEADLINE = 90.0
+_NO_SOURCE = {"codebase": "", "repository": "", "branch": None, "revision": None, "project": ""}
 _PAUSE = 0.03
 _AUDIT = "sandboxworker audit: "
 
@@ -214,16 +215,16 @@ class RealMaster:
         self.master.botmaster.builders[builder].config.factory.steps = factory.steps
         return await self.submit(builder, **properties)
 
-    async def submit(self, builder: str = "b", **properties: Any) -> int:
-        """Ask for a build: the build request's id."""
+    async def submit(
+        self, builder: str = "b", sourcestamp: Mapping[str, Any] | None = None, **properties: Any
+    ) -> int:
+        """Ask for a build, of a source stamp or of none: the build request's id."""
         master = self.master
         builder_id = await master.data.updates.findBuilderId(builder)
         _, requests = await master.data.updates.addBuildset(
             waited_for=False,
             scheduler="go",
-            sourcestamps=[
-                {"codebase": "", "repository": "", "branch": None, "revision": None, "project": ""}
-            ],
+            sourcestamps=[{**_NO_SOURCE, **(sourcestamp or {})}],
             reason="test",
             properties={name: (value, "test") for name, value in properties.items()},
             builderids=[builder_id],
