@@ -19,6 +19,7 @@ from sandboxworker.commands import COMMANDS
 from sandboxworker.commands.base import SandboxCommand
 from sandboxworker.commands.budget import Budget
 from sandboxworker.errors import SourceFailed, SourceRefused
+from sandboxworker.osrelease import UNKNOWN
 from sandboxworker.policy import SandboxPolicy
 from sandboxworker.sandbox import Sandbox
 from sandboxworker.secrets import SecretRefused, decide, too_short
@@ -31,13 +32,17 @@ from sandboxworker.unexpected import unexpected
 class SandboxConnection(null.Connection):
     """What Buildbot holds as the connection to a worker, for the life of one sandbox.
 
-    ``worker``: the `AbstractWorker` that it is attached to.
+    ``worker``: the `AbstractWorker` that it is attached to;
+    ``os_name``: what the image says that it holds.
     """
 
-    def __init__(self, worker: Any, sandbox: Sandbox, policy: SandboxPolicy) -> None:
+    def __init__(
+        self, worker: Any, sandbox: Sandbox, policy: SandboxPolicy, os_name: str = UNKNOWN
+    ) -> None:
         super().__init__(worker)
         self.sandbox = sandbox
         self._policy = policy
+        self._os_name = os_name
         self._budget = Budget(policy, on_struck=self._record_limit)
         self._builddirs: dict[str, str] = {}
         self._sources = Sources(sandbox, policy, partial(mirrors_of, worker.master))
@@ -86,18 +91,29 @@ class SandboxConnection(null.Connection):
         spec = self.sandbox.spec
         return defer.succeed(
             {
+                **self.shown_info(),
                 "environ": dict(spec.environ),
                 "system": "posix",
                 "basedir": spec.workspace,
-                "numcpus": max(1, round(spec.cpus)),
-                "version": buildbot_worker.version,
                 "worker_commands": dict.fromkeys((*COMMANDS, PLACE_SOURCE), command_version),
-                "host": f"sandbox of image {spec.image}",
-                "image": spec.image,
-                "image_id": spec.image_id,
-                "spec_digest": spec.digest,
             }
         )
+
+    def shown_info(self) -> dict[str, str | int | float]:
+        """What is for people: Buildbot's web interface shows it, and takes text and numbers."""
+        spec = self.sandbox.spec
+        return {
+            "version": buildbot_worker.version,
+            "host": f"sandbox of image {spec.image}",
+            "image": spec.image,
+            "image_id": spec.image_id,
+            "os": self._os_name,
+            "cpus": spec.cpus,
+            # What builds take for "make -j".
+            "numcpus": max(1, round(spec.cpus)),
+            "policy": self._policy.summary(),
+            "spec_digest": spec.digest,
+        }
 
     def remoteSetBuilderList(
         self, builders: Sequence[tuple[str, str]]

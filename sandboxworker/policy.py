@@ -366,6 +366,20 @@ class SandboxPolicy:
         """Whether this policy hands that secret to a build."""
         return self.secrets == "*" or secret in self.secrets
 
+    def summary(self) -> str:
+        """The limits that people ask for first, in one line; no value of ``env`` is in it."""
+        shown = {
+            "cpus": f"{self.cpus:g}",
+            "memory": show_size(self.memory),
+            "disk": show_size(self.disk),
+            "pids": str(self.pids),
+            "max_runtime": show_seconds(self.max_runtime),
+            "seccomp": self.seccomp,
+            **({"runtime": self.runtime} if self.runtime else {}),
+            "secrets": self.secrets if isinstance(self.secrets, str) else " ".join(self.secrets),
+        }
+        return ", ".join(f"{name}={value or 'none'}" for name, value in shown.items())
+
     def faults(self) -> tuple[Fault, ...]:
         """Everything that is wrong with this policy; empty when it can be used."""
         return (*self._value_faults(), *self._digest_faults(), *self._unknown_faults())

@@ -132,6 +132,7 @@ class Sandbox:
         self._starting: defer.Deferred[None] | None = None
         self._destroying: defer.Deferred[Exception | None] | None = None
         self._lost: Exception | None = None
+        self._conclusion: dict[str, Any] = {}
 
     def __repr__(self) -> str:
         return f"<Sandbox {self.id} {self.state.value}>"
@@ -140,6 +141,11 @@ class Sandbox:
     def is_ready(self) -> bool:
         """Whether commands can be run in it now."""
         return self.state is State.READY
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it ended, or had to be given up, without our asking; stays true."""
+        return self._lost is not None
 
     @property
     def container(self) -> str | None:
@@ -167,6 +173,12 @@ class Sandbox:
     def record(self, event: str, **fields: Any) -> None:
         """Tell the audit log what happened in this sandbox."""
         self._audit(Event(event, self.id, {"worker": self.owner.worker, **fields}))
+
+    def conclude(self, **fields: Any) -> None:
+        """What is known at its build's end: told with its last event, or now if that has been."""
+        self._conclusion = fields
+        if self.state is State.GONE:
+            self.record("sandbox.concluded", **fields)
 
     # start
 
@@ -389,7 +401,7 @@ class Sandbox:
             self._move(State.STUCK, reason=str(error))
             return error
         self._give_back_uid()
-        self._move(State.GONE)
+        self._move(State.GONE, **self._conclusion)
         return None
 
     def _shut_streams(self) -> None:

@@ -13,11 +13,15 @@ from twisted.python import log
 
 from sandboxworker import seccomp
 from sandboxworker.connection import SandboxConnection
+from sandboxworker.ending import add_properties, before_finish
 from sandboxworker.engine.address import EngineAddress, resolve
 from sandboxworker.engine.docker import ENGINES, DockerEngine
+from sandboxworker.engine.interface import Usage
 from sandboxworker.errors import Actor, EngineError, NotDestroyed, SandboxworkerError
 from sandboxworker.housekeeping import Housekeeping, housekeeping
 from sandboxworker.migrating import argument_faults, worker_arguments
+from sandboxworker.osrelease import OS_NAMES
+from sandboxworker.outcome import outcome
 from sandboxworker.policies import PROPERTY, SandboxPolicies, as_policies
 from sandboxworker.policy import SandboxPolicy, show_seconds
 from sandboxworker.portless import allow_no_protocols
@@ -25,6 +29,10 @@ from sandboxworker.sandbox import Owner, Sandbox
 from sandboxworker.spec import ContainerSpec, build_spec
 from sandboxworker.trust import check_trust, ignored_choice
 from sandboxworker.unexpected import unexpected
+
+#: Seconds that a finished build waits to be told what it has used.
+USAGE_DEADLINE = 5.0
+_SOURCE = "SandboxLatentWorker"
 
 
 class SandboxLatentWorker(AbstractLatentWorker):
@@ -48,6 +56,10 @@ class SandboxLatentWorker(AbstractLatentWorker):
     #: What there is to pick from.
     policies: SandboxPolicies
     _house: Housekeeping
+    #: Of the current build: who refused it a sandbox; its deadline came; its last step is over.
+    _refused_by: Actor | None = None
+    _is_expired = False
+    _is_ending = False
 
     # configuration
 
@@ -101,6 +113,8 @@ class SandboxLatentWorker(AbstractLatentWorker):
 
     def start_instance(self, build: Any) -> defer.Deferred[bool]:
         self._build = build
+        self._refused_by, self._is_expired, self._is_ending = None, False, False
+        before_finish(build, lambda result: self._conclude(build, result))
         return defer.ensureDeferred(self._start_instance())
 
     async def _start_instance(self) -> bool:
@@ -131,6 +145,7 @@ class SandboxLatentWorker(AbstractLatentWorker):
         Buildbot would show the traceback of whatever is raised here, but for a build that is
         stopped already, as this one then is.
         """
+        self._refused_by = error.actor
         build, sentence = self._build, f"worker {self.name!r}: {error}"
         log.msg(f"sandboxworker: {sentence}")
         step = build._preparation_step
@@ -170,10 +185,25 @@ class SandboxLatentWorker(AbstractLatentWorker):
 
     async def _attach_connection(self, sandbox: Sandbox) -> None:
         """As Buildbot's own `LocalWorker` does."""
+        os_name = await OS_NAMES.of(sandbox)
+        if sandbox is not self._sandbox:  # The build was stopped meanwhile.
+            return
         self._set_properties(sandbox)
-        connection = SandboxConnection(self, sandbox, self._policy)
+        connection = SandboxConnection(self, sandbox, self._policy, os_name)
         if await self.master.workers.newConnection(connection, self.name):
             await self.attached(connection)
+            if sandbox.is_lost:  # Nobody could be told before.
+                connection.loseConnection()
+            await self._publish(connection)
+
+    async def _publish(self, connection: SandboxConnection) -> None:
+        """The worker's info for the web interface; Buildbot stores but four fields of it."""
+        if self.conn is connection:
+            await self.master.data.updates.workerConnected(
+                workerid=self.workerid,
+                masterid=self.master.masterid,
+                workerinfo=connection.shown_info(),
+            )
 
     def _set_properties(self, sandbox: Sandbox) -> None:
         """So that a build can be told apart, and found in the audit log, by its sandbox."""
@@ -182,7 +212,42 @@ class SandboxLatentWorker(AbstractLatentWorker):
             ("sandbox_image_id", sandbox.spec.image_id),
             ("sandbox_spec", sandbox.spec.digest),
         ):
-            self._build.setProperty(name, value, "SandboxLatentWorker")
+            self._build.setProperty(name, value, _SOURCE)
+
+    async def _conclude(self, build: Any, result: str) -> None:
+        """Its last step is over: what it has used, and how it ended, as properties and for audit.
+
+        What befalls the sandbox from here on does not change the build's result any more.
+        """
+        self._is_ending = True
+        sandbox = self._sandbox
+        usage = await self._usage(sandbox)
+        ended = outcome(
+            result,
+            refused_by=self._refused_by,
+            is_expired=self._is_expired,
+            is_lost=sandbox is not None and sandbox.is_lost,
+        )
+        figures = {
+            "outcome": ended.value,
+            "memory_peak": usage.memory_peak,
+            "cpu_seconds": usage.cpu_seconds,
+        }
+        known = {name: value for name, value in figures.items() if value is not None}
+        if sandbox is not None:
+            sandbox.conclude(**known)
+        properties = {f"sandbox_{name}": value for name, value in known.items()}
+        await add_properties(build, properties, _SOURCE)
+
+    async def _usage(self, sandbox: Sandbox | None) -> Usage:
+        if sandbox is None:
+            return Usage()
+        asking = defer.ensureDeferred(sandbox.usage())
+        asking.addTimeout(USAGE_DEADLINE, self.master.reactor)
+        try:
+            return await asking
+        except defer.TimeoutError:
+            return Usage()
 
     def _engine_for_build(self) -> DockerEngine:
         """The engine, held until this build's sandbox is gone, whatever a reconfigure changes."""
@@ -216,14 +281,15 @@ class SandboxLatentWorker(AbstractLatentWorker):
 
     def _sandbox_lost(self, reason: Exception) -> None:
         log.msg(f"sandboxworker: worker {self.name!r} lost its sandbox: {reason}")
-        if self.conn is not None:
+        if self.conn is not None and not self._is_ending:
             self.conn.loseConnection()
 
     def _deadline_reached(self) -> None:
         """The build's own doing: it fails, and is not tried again."""
         build = self._build
-        if build is None:
+        if build is None or self._is_ending:
             return
+        self._is_expired = True
         limit = show_seconds(self._policy.max_runtime)
         reason = f"sandboxworker: the policy's max_runtime of {limit} is over"
         if self.conn is not None and self.conn.expire(reason):

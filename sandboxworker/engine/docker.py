@@ -306,13 +306,13 @@ def image_facts(reference: str, inspected: Mapping[str, Any]) -> ImageFacts:
 
 
 def usage_of(stats: Mapping[str, Any]) -> Usage:
-    """The figures in a stats answer; cgroup v2 engines leave the peak out."""
+    """The figures in a stats answer; with cgroup v2 engines leave the peak out, or give 0."""
     memory = stats.get("memory_stats") or {}
     cpu = (stats.get("cpu_stats") or {}).get("cpu_usage") or {}
     total = cpu.get("total_usage")
     return Usage(
-        memory_peak=memory.get("max_usage"),
-        cpu_seconds=None if total is None else total / 1e9,
+        memory_peak=memory.get("max_usage") or None,
+        cpu_seconds=None if total is None else round(total / 1e9, 3),
     )
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 from buildbot.config.master import MasterConfig
+from buildbot.data import properties as build_properties
+from buildbot.data import workers
 from buildbot.master import BuildMaster
 from buildbot.process import remotecommand
 from buildbot.process.build import Build
@@ -31,6 +33,7 @@ from buildbot.util.service import (
     ReconfigurableServiceMixin,
     SharedService,
 )
+from buildbot.worker.base import AbstractWorker
 from buildbot.worker.latent import AbstractLatentWorker
 from buildbot.worker.protocols import base as protocols
 from buildbot.worker.protocols import null
@@ -327,6 +330,23 @@ def test_a_latent_worker_calls_the_methods_that_we_override() -> None:
     assert "build_wait_timeout" in names
     assert callable(AbstractLatentWorker.attached)
     assert "_deferwaiter" in source(AbstractLatentWorker)
+
+
+def test_a_build_is_finished_by_one_method_that_stores_the_result_first() -> None:
+    """`ending.before_finish` stands in for it."""
+    assert parameters(Build.buildFinished) == ["text", "results"]
+    for caller in ("allStepsDone", "startBuild", "_start_next_step_impl"):
+        assert "buildFinished" in attributes(getattr(Build, caller)), caller
+    text = source(Build.buildFinished)
+    assert text.index("updates.finishBuild") < text.index("workerforbuilder.buildFinished")
+
+
+def test_the_worker_info_of_the_web_interface_is_four_fields_unless_we_store_more() -> None:
+    text = source(AbstractWorker.attached)
+    stored = re.findall(r"'(\w+)': conn\.info\.get", text)
+    assert stored == ["admin", "host", "access_uri", "version"]
+    assert parameters(workers.Worker.workerConnected) == ["workerid", "masterid", "workerinfo"]
+    assert parameters(build_properties.Properties.setBuildProperties) == ["buildid", "properties"]
 
 
 def test_a_build_can_be_stopped_with_a_reason_and_a_result() -> None:

@@ -1,0 +1,45 @@
+"""What is still to be done when a build's last step is over.
+
+Buildbot has no hook between a build's last step and its being marked finished, and reporters look
+at the properties right then; so its method is wrapped, for this one build.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from buildbot.process.results import Results, worst_status
+from twisted.internet import defer
+
+from sandboxworker.unexpected import unexpected
+
+
+def before_finish(build: Any, work: Callable[[str], Awaitable[None]]) -> None:
+    """Have ``work(result)`` done before this build is marked finished.
+
+    ``result``: Buildbot's word for what it will be. Called again, the new work takes the old
+    one's place.
+    """
+    finish = type(build).buildFinished
+
+    @defer.inlineCallbacks
+    def build_finished(text: Any, results: int) -> Any:
+        result = Results[worst_status(build.results, results)]
+        working = defer.ensureDeferred(_done(work(result)))
+        working.addErrback(unexpected("telling what a build has used"))
+        yield working
+        yield finish(build, text, results)
+
+    build.buildFinished = build_finished
+
+
+async def _done(work: Awaitable[None]) -> None:
+    await work
+
+
+async def add_properties(build: Any, properties: dict[str, Any], source: str) -> None:
+    """Set them, and have them stored now; Buildbot does so after each step only."""
+    for name, value in properties.items():
+        build.setProperty(name, value, source)
+    await build.master.data.updates.setBuildProperties(build.buildid, build)

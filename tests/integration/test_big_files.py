@@ -1,0 +1,144 @@
+"""Big files both ways: streamed, whole, and never held in the master's memory.
+
+``SANDBOXWORKER_TEST_BIG`` sets their size in MiB; without it they are small enough for every day.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from buildbot.plugins import steps
+from conftest import DEBIAN
+from real_master import RealMaster, one_builder_each, running_master, shell
+
+from sandboxworker import SandboxLatentWorker, SandboxPolicy
+
+pytestmark = pytest.mark.engine
+
+MIB = 1024 * 1024
+_ASKED = os.environ.get("SANDBOXWORKER_TEST_BIG")
+SIZE = int(_ASKED or 160)
+#: bzip2 packs a few MiB a second.
+SIZES = {None: SIZE, "gz": SIZE, "bz2": SIZE if _ASKED else SIZE // 4}
+
+#: What a transfer may cost the master; far less than the files, whatever their size.
+MAX_GROWTH = 100 * MIB
+
+
+@pytest_twisted.async_yield_fixture(scope="module")
+async def master(
+    engine_client: Any, left_over: Any, tmp_path_factory: Any
+) -> AsyncIterator[RealMaster]:
+    policy = SandboxPolicy(
+        DEBIAN, memory="256m", disk=(SIZE + 16) * MIB, max_upload=(SIZE + 16) * MIB
+    )
+    workers = [SandboxLatentWorker("big", policy=policy)]
+    basedir = tmp_path_factory.mktemp("master")
+    async with running_master(basedir, one_builder_each(workers), left_over) as running:
+        # What is loaded once is not the transfers' memory.
+        await running.run("big", _round_trip(Path(__file__), basedir / "back"))
+        yield running
+        assert running.errors == []
+
+
+def _round_trip(there: Path, back: Path) -> list[Any]:
+    return [
+        steps.FileDownload(mastersrc=str(there), workerdest="file"),
+        shell("sha256sum file", "sum"),
+        steps.FileUpload(workersrc="file", masterdest=str(back)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory: Any) -> Iterator[Path]:
+    """A file whose every MiB is different, and that packs well."""
+    file = tmp_path_factory.mktemp("big") / "file"
+    with file.open("wb") as writer:
+        for number in range(SIZE):
+            writer.write(os.urandom(16 * 1024) + number.to_bytes(8, "big") + bytes(MIB - 16392))
+    yield file
+    file.unlink()
+
+
+def digest(file: Path) -> str:
+    total = hashlib.sha256()
+    with file.open("rb") as reader:
+        while block := reader.read(MIB):
+            total.update(block)
+    return total.hexdigest()
+
+
+class Growth:
+    """How far this process's memory grew beyond what it was, at its highest."""
+
+    def __init__(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5")  # Forget the peak (proc(5)).
+        self._before = self._field("VmRSS")
+
+    def peak(self) -> int:
+        """In bytes."""
+        return self._field("VmHWM") - self._before
+
+    def _field(self, name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        (line,) = [line for line in lines if line.startswith(f"{name}:")]
+        return int(line.split()[1]) * 1024
+
+
+def test_growth_is_seen() -> None:
+    """Else the tests below would show nothing."""
+    growth = Growth()
+    held = os.urandom(MAX_GROWTH)
+    assert growth.peak() >= MAX_GROWTH * 0.9
+    del held
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_big_file_goes_in_and_comes_out_in_little_memory(
+    master: RealMaster, big: Path, tmp_path: Path
+) -> None:
+    growth = Growth()
+    build = await master.run(
+        "big",
+        _round_trip(big, tmp_path / "back"),
+    )
+    peak = growth.peak()
+    assert build.result == "success", build.log
+    assert build["sum"].out.split()[0] == digest(big) == digest(tmp_path / "back")
+    assert peak < MAX_GROWTH
+    (tmp_path / "back").unlink()
+
+
+#: As `big`, made inside: sending it in first would take as long again.
+MAKE = r"""mkdir -p tree/sub; i=0; while [ $i -lt $SIZE ]; do head -c 16384 /dev/urandom
+head -c 1032192 /dev/zero; i=$((i+1)); done >tree/sub/big; echo small >tree/small
+sha256sum tree/sub/big"""
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("compress", [None, "gz", "bz2"])
+async def test_a_big_directory_comes_out_in_little_memory(
+    master: RealMaster, tmp_path: Path, compress: str | None
+) -> None:
+    growth = Growth()
+    build = await master.run(
+        "big",
+        [
+            shell(MAKE, "make", env={"SIZE": str(SIZES[compress])}),
+            steps.DirectoryUpload(
+                workersrc="tree", masterdest=str(tmp_path / "tree"), compress=compress
+            ),
+        ],
+    )
+    peak = growth.peak()
+    assert build.result == "success", build.log
+    assert build["make"].out.split()[0] == digest(tmp_path / "tree/sub/big")
+    assert (tmp_path / "tree/small").read_text() == "small\n"
+    assert peak < MAX_GROWTH
+    (tmp_path / "tree/sub/big").unlink()
