@@ -38,7 +38,7 @@ class Master:
         self._launched = False
         self._environ = {
             **os.environ,
-            "DEMO_REPOSITORY": str(repository),
+            "DEMO_REPOSITORY": f"file://{repository}",
             "DEMO_PORT": str(self.port),
         }
 
