@@ -15,6 +15,7 @@ import pytest
 import pytest_twisted
 from buildbot.plugins import steps
 from conftest import DEBIAN
+from memory_growth import MAX_GROWTH, Growth
 from real_master import RealMaster, one_builder_each, running_master, shell
 
 from sandboxworker import SandboxLatentWorker, SandboxPolicy
@@ -26,9 +27,6 @@ _ASKED = os.environ.get("SANDBOXWORKER_TEST_BIG")
 SIZE = int(_ASKED or 160)
 #: bzip2 packs a few MiB a second.
 SIZES = {None: SIZE, "gz": SIZE, "bz2": SIZE if _ASKED else SIZE // 4}
-
-#: What a transfer may cost the master; far less than the files, whatever their size.
-MAX_GROWTH = 100 * MIB
 
 
 @pytest_twisted.async_yield_fixture(scope="module")
@@ -72,23 +70,6 @@ def digest(file: Path) -> str:
         while block := reader.read(MIB):
             total.update(block)
     return total.hexdigest()
-
-
-class Growth:
-    """How far this process's memory grew beyond what it was, at its highest."""
-
-    def __init__(self) -> None:
-        Path("/proc/self/clear_refs").write_text("5")  # Forget the peak (proc(5)).
-        self._before = self._field("VmRSS")
-
-    def peak(self) -> int:
-        """In bytes."""
-        return self._field("VmHWM") - self._before
-
-    def _field(self, name: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        (line,) = [line for line in lines if line.startswith(f"{name}:")]
-        return int(line.split()[1]) * 1024
 
 
 def test_growth_is_seen() -> None:
