@@ -247,7 +247,7 @@ def test_the_example_passes_checkconfig_and_starts(
     basedir = tmp_path / "master"
     repository = tmp_path / "project.git"
     subprocess.run(["git", "init", "--quiet", "--bare", str(repository)], check=True, timeout=20)
-    monkeypatch.setenv("DEMO_REPOSITORY", str(repository))
+    monkeypatch.setenv("DEMO_REPOSITORY", f"file://{repository}")
     monkeypatch.setenv("DEMO_PORT", "0")
     buildbot("create-master", "--quiet", str(basedir))
     shutil.copy(EXAMPLES / "master.cfg", basedir)
