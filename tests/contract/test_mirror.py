@@ -334,6 +334,15 @@ class _Step:
 
 
 @pytest_twisted.ensureDeferred
+async def test_gits_words_do_not_tell_where_the_master_is(world: World) -> None:
+    await world.update()
+    with world.git() as git, pytest.raises(SourceFailed) as caught:
+        await git.run("ls-tree", "main", "--", "../../up", directory=world.mirror.path)
+    assert world.mirror.path.name in str(caught.value)
+    assert str(world.basedir) not in str(caught.value)
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_submodule_without_a_commit_is_none(world: World) -> None:
     lies = '[submodule "a"]\n\tpath = ../../up\n\turl = ../x\n[submodule "b"]\n\tpath = README\n'
     commit = world.repository.commit({".gitmodules": lies + "\turl = ../x\n"})
