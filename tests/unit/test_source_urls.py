@@ -174,7 +174,7 @@ HOSTS = st.sampled_from(["h", "a.example", "[::1]", "-h", "h%2Fx", "h:2222", "[:
 PATHS = st.from_regex(r"\A[A-Za-z0-9.~:@=%-]{1,12}\Z")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(LOGINS, HOSTS, st.sampled_from(["ssh://{}{}/{}", "{}{}:{}"]), PATHS)
 def test_ssh_goes_to_the_host_that_was_compared(
     login: str, host: str, form: str, path: str
