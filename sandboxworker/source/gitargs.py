@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 import attrs
 
 #: git's own options, before the command's name, that take a word of their own.
-_GLOBAL_WITH_VALUE = frozenset({"-c", "-C", "--git-dir", "--work-tree", "--namespace"})
+_GLOBAL_WITH_VALUE = frozenset(
+    {"-c", "-C", "--git-dir", "--work-tree", "--namespace", "--config-env"}
+)
 #: Options of the commands below that take a word of their own.
 _WITH_VALUE = frozenset(
     {
@@ -45,7 +47,7 @@ class GitCommand:
     def depth(self) -> int | None:
         """``--depth``; None for the whole history."""
         text = self._option("--depth")
-        return int(text) if text is not None and text.isdigit() else None
+        return int(text) if text is not None and text.isascii() and text.isdigit() else None
 
     @property
     def branch(self) -> str | None:

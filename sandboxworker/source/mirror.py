@@ -31,6 +31,12 @@ _ALWAYS = ("refs/heads/", "refs/tags/")
 #: Where commits are kept that were asked for by their names alone.
 _COMMITS = "refs/sandboxworker/"
 
+#: Of a fetch or a tidying that was killed.
+_LEFT = (
+    *("*.lock", "refs/**/*.lock"),
+    *("objects/pack/tmp_*", "objects/pack/.tmp-*", "objects/tmp_objdir*"),
+)
+
 #: An archive is what a checkout would be, whatever a project keeps out of its releases.
 _ATTRIBUTES = "* -export-ignore -export-subst\n"
 
@@ -113,10 +119,13 @@ class Mirror:
             waiting = self._next.pop(update)
             try:
                 await self._fetch(update, told)
-            except (SourceFailed, OSError) as error:
+            except Exception as error:
                 waiting.callback(error)
-            else:
-                waiting.callback(None)
+                if not isinstance(error, (SourceFailed, OSError)):
+                    raise
+                return
+            waiting.callback(None)
+            await self._tidy(update.limits)
 
     async def _fetch(self, update: Update, told: Callable[[str], None]) -> None:
         scheme = self.repository.scheme
@@ -129,7 +138,6 @@ class Mirror:
             await self._set_head(git)
             await self._receive(git, update)
             await self._require_size(git, update.limits)
-        self._tidy(update.limits)
 
     async def _receive(self, git: Git, update: Update) -> None:
         try:
@@ -167,7 +175,7 @@ class Mirror:
 
     def _sweep(self) -> None:
         """What a fetch left behind whose master died; nobody else writes here."""
-        for pattern in ("*.lock", "refs/**/*.lock", "objects/pack/tmp_*", "objects/tmp_objdir*"):
+        for pattern in _LEFT:
             for left in self.path.glob(pattern):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
 
@@ -189,12 +197,11 @@ class Mirror:
         if (int(sizes["size"]) + int(sizes["size-pack"])) * 1024 > limits.size:
             raise SourceFailed("git fetch", limits.passed)
 
-    def _tidy(self, limits: Limits) -> None:
-        """Join the packs of many fetches; git itself decides whether there are too many."""
-        tidying = defer.ensureDeferred(self._gc(limits))
-        tidying.addErrback(unexpected(f"tidying the mirror of {self.repository.url}"))
+    async def _tidy(self, limits: Limits) -> None:
+        """Join the packs of many fetches; git itself decides whether there are too many.
 
-    async def _gc(self, limits: Limits) -> None:
+        No fetch goes on meanwhile: the leftovers of one that fails are swept.
+        """
         with prepared(self._reactor, self._root, limits) as git:
             await git.attempt("gc", "--auto", "--quiet", directory=self.path)
 

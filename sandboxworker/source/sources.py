@@ -196,14 +196,15 @@ class Sources:
         todo = [root]
         while todo:
             parent = todo.pop(0)
-            for submodule in await submodules_of(git, parent.mirror, parent.commit):
+            listed = await submodules_of(git, parent.mirror, parent.commit)
+            if len(found) + len(listed) > MOST:
+                url = root.written.clean
+                raise SourceRefused(url, f"more than {MOST} submodules", "Use fewer")
+            for submodule in listed:
                 inner = self._submodule(parent, submodule)
                 if inner is None:
                     continue
                 found.append(inner)
-                if len(found) > MOST:
-                    url = root.written.clean
-                    raise SourceRefused(url, f"more than {MOST} submodules", "Use fewer")
                 if newest or not await inner.mirror.has(git, inner.commit):
                     await self._fetch_submodule(git, step, inner, tell)
                 if await inner.mirror.has(git, inner.commit):

@@ -36,10 +36,16 @@ async def submodules_of(git: Git, mirror: Mirror, commit: str) -> list[Submodule
     wanted = {
         section["path"]: section["url"]
         for section in _sections(listed.decode(errors="replace"))
-        if {"path", "url"} <= section.keys() and section.get("update") != "none"
+        if {"path", "url"} <= section.keys()
+        and section.get("update") != "none"
+        and _is_below(section["path"])
     }
     commits = await _commits(git, mirror, commit, list(wanted))
     return [Submodule(path, wanted[path], oid) for path, oid in commits.items()]
+
+
+def _is_below(path: str) -> bool:
+    return not path.startswith("/") and not {"", ".", ".."} & set(path.split("/"))
 
 
 def _sections(listed: str) -> Iterator[dict[str, str]]:

@@ -5,11 +5,11 @@ One strict grammar, since a URL that two programs read differently is the way ar
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import posixpath
 import re
 from collections.abc import Iterable
+from urllib.parse import unquote_to_bytes
 
 import attrs
 
@@ -18,15 +18,26 @@ from sandboxworker.errors import SourceRefused
 #: What git speaks over a network, with each scheme's own port. No ``ext::``, no ``ftp``.
 _PORTS = {"https": 443, "http": 80, "ssh": 22, "git": 9418}
 
-_PATH = r"[A-Za-z0-9._~/%+,=@:!()-]*"
+_NAME = r"[A-Za-z0-9_][A-Za-z0-9._+-]*"
+_HOST = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
+_PLAIN = r"[A-Za-z0-9._~/+,=@:!()-]"
+#: Escapes only where a path needs them: for a space, and for letters beyond ASCII.
+_PATH = rf"(?:{_PLAIN}|%20|%[89A-Fa-f][0-9A-Fa-f])*"
 _URL = re.compile(
-    r"(?P<scheme>https|http|ssh|git)://(?:(?P<userinfo>[^@/\\\s]*)@)?"
-    r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(?::(?P<port>\d{1,5}))?(?P<path>/" + _PATH + ")",
+    # What would end the host's place for one program must not stand in the login for another.
+    r"(?P<scheme>https|http|ssh|git)://(?:(?P<userinfo>[^@/\\?#\[\]\x00-\x20\x7f]*)@)?"
+    rf"(?P<host>{_HOST}|\[[0-9A-Fa-f:]+\])(?::(?P<port>\d{{1,5}}))?(?P<path>/{_PATH})",
     re.ASCII,
 )
-_FILE = re.compile(r"(?:file://)?(?P<path>/" + _PATH + ")", re.ASCII)
-#: ``user@host:path``, as ssh's own tools write it.
-_SCP = re.compile(r"(?:(?P<user>[\w.-]+)@)?(?P<host>[\w.-]+):(?P<path>(?!//)[^\\\s]+)", re.ASCII)
+_FILE = re.compile(rf"(?:file://)?(?P<path>/{_PLAIN}*)", re.ASCII)
+#: ``user@host:path``, as ssh's own tools write it; ``name::`` is git's way to start a program.
+_SCP = re.compile(
+    rf"(?:(?P<user>{_NAME})@)?(?P<host>{_HOST}):(?P<path>(?!//|:){_PLAIN}+)", re.ASCII
+)
+#: What stays the same however far a relative URL goes up.
+_SERVER = re.compile(r"[a-z]+://[^/]*/|[^/]*:/?|/")
+#: git takes escapes in an ssh URL's login for what they stand for: ``%2F`` would end it.
+_SSH_LOGIN = re.compile(rf"(?:{_NAME})?(?::[^%]*)?", re.ASCII)
 
 
 @attrs.frozen
@@ -71,51 +82,72 @@ class Written:
 def read(text: str) -> Written:
     """Take a URL apart; raises `SourceRefused` for one that is not of the strict grammar."""
     if local := _FILE.fullmatch(text):
-        return Written(Repository("file", "", _plain(text, local["path"])), text)
-    match = _URL.fullmatch(text)
-    if match is None and (scp := _SCP.fullmatch(text)):
+        return Written(Repository("file", "", _one_place(text, local["path"])), text)
+    if scp := _SCP.fullmatch(text):
         user = f"{scp['user']}@" if scp["user"] else ""
         ssh = read(f"ssh://{user}{scp['host']}/{scp['path'].lstrip('/')}")
         return attrs.evolve(ssh, clean=text)
+    match = _URL.fullmatch(text)
     if match is None:
-        raise SourceRefused(
-            _without_userinfo(text),
-            "it is no plain https, http, ssh or git URL",
-            "Write it as scheme://host/path, without query, spaces or escapes",
-        )
+        raise _refused(text, "it is no plain https, http, ssh or git URL")
     return _network(text, match)
 
 
 def _network(text: str, match: re.Match[str]) -> Written:
-    scheme, path = match["scheme"], _plain(text, match["path"])
-    username, _, password = (match["userinfo"] or "").partition(":")
-    port = int(match["port"] or _PORTS[scheme])
-    host = match["host"].lower() + ("" if port == _PORTS[scheme] else f":{port}")
-    if scheme == "ssh":
-        clean = text.replace(f":{password}@", "@", 1) if password else text
-        return Written(Repository(scheme, host, path, username), clean)
-    return Written(Repository(scheme, host, path), _without_userinfo(text), username, password)
+    scheme, path = match["scheme"], _one_place(text, match["path"])
+    userinfo = match["userinfo"] or ""
+    username, _, password = userinfo.partition(":")
+    host = match["host"].lower() + _port(text, match)
+    if scheme != "ssh":
+        return Written(Repository(scheme, host, path), _without_login(text), username, password)
+    if not _SSH_LOGIN.fullmatch(userinfo):
+        raise _refused(text, "its user is no plain name")
+    clean = text.replace(f"{userinfo}@", f"{username}@", 1)
+    return Written(Repository(scheme, host, path, username), clean)
 
 
-def _plain(text: str, path: str) -> str:
+def _port(text: str, match: re.Match[str]) -> str:
+    usual = _PORTS[match["scheme"]]
+    port = int(match["port"] or usual)
+    if not 0 < port < 65536:
+        raise _refused(text, "its port is none")
+    return "" if port == usual else f":{port}"
+
+
+def _one_place(text: str, path: str) -> str:
     """A path that means one place only."""
-    parts = path.split("/")
-    if {".", ".."} & set(parts) or "%2e" in path.lower() or "%2f" in path.lower():
-        raise SourceRefused(
-            _without_userinfo(text), "its path goes up and down", "Write the path itself"
-        )
+    if {".", ".."} & set(path.split("/")):
+        raise _refused(text, "its path goes up and down")
+    try:
+        unquote_to_bytes(path).decode()
+    except UnicodeDecodeError:
+        raise _refused(text, "its escapes are no text") from None
     return path.rstrip("/") or "/"
 
 
-def _without_userinfo(text: str) -> str:
+def _refused(text: str, problem: str) -> SourceRefused:
+    return SourceRefused(
+        _shown(text), problem, "Write it as scheme://host/path, without query, spaces or escapes"
+    )
+
+
+def _shown(text: str) -> str:
+    """What nobody could read may have its login, or a token, anywhere before its last ``@``."""
+    shown = re.sub(r"^([A-Za-z0-9+.-]*://)?.*@", r"\1", text, flags=re.DOTALL)
+    return re.sub(r"[?#].*", "", shown, flags=re.DOTALL)
+
+
+def _without_login(text: str) -> str:
     return re.sub(r"^([a-z]+://)[^@/]*@", r"\1", text)
 
 
 def is_inside(text: str) -> bool:
-    """Whether a URL names a place in the file system that git runs in: a path, or ``file://``."""
-    if text.startswith("file://"):
-        return True
-    return "://" not in text and (text.startswith((".", "/", "~")) or ":" not in text)
+    """Whether a URL names a place in the file system that git runs in: a path, or ``file://``.
+
+    As git decides it: a colon before any slash makes it another machine's.
+    """
+    head, colon, _ = text.partition(":")
+    return text.startswith("file://") or not colon or "/" in head
 
 
 def is_allowed(repository: Repository, patterns: Iterable[str]) -> bool:
@@ -133,31 +165,32 @@ def _matches(repository: Repository, pattern: str) -> bool:
     scheme, _, rest = pattern.partition("://")
     place, slash, path = rest.partition("/")
     user, at, host = place.rpartition("@")
-    if scheme != repository.scheme or (at and not fnmatch.fnmatchcase(repository.user, user)):
+    if scheme != repository.scheme or (at and not _covers(user, repository.user)):
         return False
-    port = f":{_PORTS.get(scheme)}"
-    return fnmatch.fnmatchcase(
-        repository.host, host.lower().removesuffix(port)
-    ) and fnmatch.fnmatchcase(repository.path, (slash + path).rstrip("/") or "/")
+    host = host.lower().removesuffix(f":{_PORTS.get(scheme)}")
+    return _covers(host, repository.host) and _covers(
+        (slash + path).rstrip("/") or "/", repository.path
+    )
+
+
+def _covers(pattern: str, text: str) -> bool:
+    """``*`` is the only special character: IPv6 addresses have brackets of their own."""
+    wanted = ".*".join(map(re.escape, pattern.split("*")))
+    return re.fullmatch(wanted, text) is not None
 
 
 def submodule_url(parent: str, url: str) -> str:
     """The URL of a submodule: ``./`` and ``../`` count from its parent's, as git reckons them."""
-    if not url.startswith(("./", "../")):
+    server = _SERVER.match(parent)
+    if server is None or not url.startswith(("./", "../")):
         return url
-    base = parent.rstrip("/")
+    path = parent[server.end() :].rstrip("/")
+    parts = path.split("/") if path else []
     while url.startswith(("./", "../")):
-        if url.startswith("../"):
-            base, url = _parent(base), url[3:]
-        else:
-            url = url[2:]
-    return f"{base}/{url}"
-
-
-def _parent(base: str) -> str:
-    head, slash, _ = base.rpartition("/")
-    if not slash or head.endswith((":/", "/")) or "/" not in head:
-        raise SourceRefused(
-            base, "a submodule's relative URL leaves the server", "Mend its .gitmodules"
-        )
-    return head
+        step, _, url = url.partition("/")
+        if step == ".." and not parts:
+            raise SourceRefused(
+                parent, "a submodule's relative URL leaves the server", "Mend its .gitmodules"
+            )
+        parts = parts[:-1] if step == ".." else parts
+    return server[0] + "/".join((*parts, url))

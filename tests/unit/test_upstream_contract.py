@@ -13,6 +13,7 @@ import textwrap
 from typing import Any
 
 import pytest
+import pytest_twisted
 from buildbot.config.master import MasterConfig
 from buildbot.data import properties as build_properties
 from buildbot.data import workers
@@ -27,6 +28,11 @@ from buildbot.steps.download_secret_to_worker import (
     DownloadSecretsToWorker,
     RemoveWorkerFileSecret,
 )
+from buildbot.steps.source import git as git_steps
+from buildbot.steps.source.base import Source
+from buildbot.util import git as git_util
+from buildbot.util import runprocess as masters_runprocess
+from buildbot.util.git_credential import GitCredentialOptions
 from buildbot.util.service import (
     AsyncMultiService,
     BuildbotService,
@@ -43,12 +49,15 @@ from buildbot_worker.commands import base as commands
 from buildbot_worker.commands import fs, registry, transfer
 from buildbot_worker.commands.shell import WorkerShellCommand
 from buildbot_worker.pb import ProtocolCommandPb
+from twisted.internet import defer
 
 from sandboxworker import connection
 from sandboxworker.commands import COMMANDS
 from sandboxworker.commands import base as ours
 from sandboxworker.commands.shell import SandboxRunProcess, Shell
 from sandboxworker.housekeeping import Housekeeping, SandboxAudit
+from sandboxworker.source import git as our_git
+from sandboxworker.steps import SandboxGit
 from sandboxworker.worker import SandboxLatentWorker
 
 
@@ -384,3 +393,137 @@ def test_a_configuration_has_the_services_by_name() -> None:
 def test_a_build_knows_its_number_and_id_before_its_worker_starts() -> None:
     start = source(Build.startBuild)
     assert start.index("self.buildid, self.number = ") < start.index("substantiate_if_needed")
+
+
+# ---- git steps -----------------------------------------------------------------------------------
+
+
+def test_a_git_step_keeps_its_keys_where_we_take_them_from() -> None:
+    options = GitCredentialOptions(credentials=["url=https://h/x"], use_http_path=True)
+    step = git_steps.Git(
+        repourl="https://h/x",
+        sshPrivateKey="key",
+        sshHostKey="host",
+        auth_credentials=("user", "word"),
+        git_credentials=options,
+    )
+    auth = step._git_auth
+    assert auth.is_auth_needed
+    assert (auth.ssh_private_key, auth.ssh_host_key, auth.ssh_known_hosts) == ("key", "host", None)
+    assert auth.git_credential_options.use_http_path is True
+    assert len(auth.git_credential_options.credentials) == 2
+    assert not git_steps.Git(repourl="https://h/x")._git_auth.is_auth_needed
+
+
+def test_a_git_step_keeps_them_in_a_directory_that_we_know() -> None:
+    for kind in (git_steps.Git, git_steps.GitPush):
+        assert parameters(kind._get_auth_data_workdir) == []
+    auth = git_util.GitStepAuth
+    assert parameters(auth._get_auth_data_path) == ["data_workdir"]
+    # Every file, and the directory itself, is named through that one method.
+    for method in (auth.download_auth_files_if_needed, auth.remove_auth_files_if_needed):
+        assert "_get_auth_data_path" in source(method)
+    files = source(git_util.AbstractGitAuth._download_ssh_files)
+    assert files.count("_download_file(") == 3
+    assert "downloadFileContentToWorker" in source(auth._download_file)
+
+
+def test_a_git_steps_passwords_go_by_a_command_that_we_know() -> None:
+    login = source(git_util.AbstractGitAuth._download_credentials)
+    assert "['credential', 'approve']" in login
+    assert "initial_stdin=creds" in login
+
+
+def test_what_ssh_reads_is_written_as_upstream_writes_it() -> None:
+    assert git_util.ensureSshKeyNewline("key") == "key\n"
+    assert git_util.ensureSshKeyNewline("key\n") == "key\n"
+    assert git_util.getSshKnownHostsContents("ssh-rsa AAAA") == "* ssh-rsa AAAA"
+    assert git_util.scp_style_to_url_syntax("git@h:x", 22) == "ssh://git@h:22/x"
+
+
+def test_a_git_step_runs_git_by_an_argv_that_we_can_read() -> None:
+    run = source(git_util.GitStepMixin._dovccmd)
+    assert "full_command = ['git']" in run
+    assert "RemoteShellCommand(" in run
+    assert "full_command.append('-c')" in run
+    for kind in (git_steps.GitPush, git_steps.GitTag, git_steps.GitCommit):
+        assert "_dovccmd" in vars(git_util.GitStepMixin)
+        assert issubclass(kind, git_util.GitStepMixin)
+        assert "_dovccmd" not in vars(kind)
+    assert "_dovccmd" not in vars(git_steps.Git)
+
+
+def test_a_git_steps_url_and_branch_are_attributes() -> None:
+    assert {"repourl", "port"} <= attributes(git_util.GitStepMixin.setup_repourl)
+    assert {"branch", "revision", "stdio_log"} <= attributes(git_steps.Git.run_vc)
+    assert git_steps.Git(repourl="/x").get_step_factory().buildStep().repourl == "/x"
+
+
+def test_our_own_git_step_has_what_the_stock_one_gives_it() -> None:
+    assert parameters(SandboxGit.run_vc) == parameters(git_steps.Git.run_vc)
+    step = SandboxGit(repourl="/x", retry=(3, 2), submodules=True, getDescription=True)
+    assert (step.retry, step.submodules, step.getDescription) == ((3, 2), True, True)
+    assert parameters(Source.updateSourceProperty)[:2] == ["name", "value"]
+
+
+def test_the_options_of_describe_are_words_made_of_a_value() -> None:
+    words = {name: make for name, make in git_steps.git_describe_flags if name != "dirty"}
+    assert words["tags"](True) == ["--tags"]
+    assert words["tags"](None) is None
+    assert words["match"]("v*") == ["--match", "v*"]
+    assert words["abbrev"](0) == ["--abbrev=0"]
+    dirty = [make for name, make in git_steps.git_describe_flags if name == "dirty"]
+    assert [make(True) for make in dirty] == [["--dirty"], None]
+    for _, make in git_steps.git_describe_flags:
+        assert all(word.startswith("-") for word in (make(True) or ())[:1])
+
+
+# ---- programs on the master's side ---------------------------------------------------------------
+
+
+def test_the_masters_processes_are_made_as_we_make_them() -> None:
+    upstream = masters_runprocess.RunProcess
+    assert parameters(upstream.__init__) == [
+        "reactor", "command", "workdir", "env", "collect_stdout", "collect_stderr",
+        "stderr_is_error", "io_timeout", "runtime_timeout", "sigterm_timeout", "initial_stdin",
+        "use_pty",
+    ]  # fmt: skip
+    assert parameters(upstream.get_os_env) == parameters(our_git._Process.get_os_env) == []
+    assert parameters(upstream.send_signal) == parameters(our_git._Process.send_signal)
+    assert parameters(upstream.kill) == ["msg"]
+    assert {"killed", "send_signal", "sigterm_timeout"} <= attributes(upstream.kill)
+    assert "get_os_env" in attributes(upstream.resolve_environment)
+    assert "send_signal" in attributes(upstream.check_process_was_killed)
+
+
+def test_the_masters_environment_comes_by_one_method_alone() -> None:
+    process = our_git._Process(None, ["true"])
+    assert process.resolve_environment({"A": "1", "B": None}) == {"A": "1"}
+    uses = [name for name, each in vars(masters_runprocess.RunProcess).items()
+            if inspect.isfunction(each) and "os.environ" in source(each)]  # fmt: skip
+    assert uses == ["get_os_env"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_command_that_has_not_started_yet_can_be_interrupted() -> None:
+    """Fetching goes on before the command begins; the Stop button must reach it."""
+
+    class Connection:
+        interrupted: list[str] = []
+        starting: defer.Deferred[None] = defer.Deferred()
+
+        def remoteStartCommand(self, *_: Any) -> defer.Deferred[None]:
+            return self.starting
+
+        def remoteInterruptCommand(self, builder: str, command: str, why: str) -> Any:
+            self.interrupted.append(why)
+            return defer.succeed(None)
+
+    command, conn = remotecommand.RemoteCommand("shell", {}), Connection()
+    ended = command.run(None, conn, "builder")
+    ended.addErrback(lambda _: None)
+    await command.interrupt("stop")
+    assert conn.interrupted == ["stop"]
+    assert not conn.starting.called
+    command.active = False
+    conn.starting.callback(None)
