@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 import buildbot_worker
-from buildbot.process.buildstep import BuildStepFailed
+from buildbot.process.buildstep import BuildStepCancelled, BuildStepFailed
 from buildbot.worker.protocols import null
 from buildbot_worker.commands.base import command_version
 from twisted.internet import defer
@@ -55,9 +56,13 @@ class SandboxConnection(null.Connection):
             command.builder_is_running = False
         self.notifyDisconnected()
 
+    def refuse(self, reason: str) -> None:
+        """The build is over, whatever it still asks for: each further command fails with this."""
+        self._expired = reason
+
     def expire(self, reason: str) -> bool:
         """Time is over: what runs is killed, what comes is refused; whether anything ran."""
-        self._expired = reason
+        self.refuse(reason)
         running = list(self._commands.values())  # Each forgets itself when it has ended.
         for command in running:
             command.end(reason)
@@ -187,7 +192,8 @@ async def _tell_refusal(remote: Any, reason: str) -> None:
     if "stdio" in remote.logs:
         remote.remote_update([({"header": f"{reason}\n"}, 0)])
     else:
-        await remote.step.addCompleteLog("refused", f"{reason}\n")
+        with contextlib.suppress(BuildStepCancelled):  # It is being interrupted.
+            await remote.step.addCompleteLog("refused", f"{reason}\n")
     remote.remote_update([({"rc": 1}, 0)])
     # Some steps, withSecrets' own among them, overlook a command's failure; none overlooks this.
     remote.remote_complete(Failure(BuildStepFailed(reason)))
