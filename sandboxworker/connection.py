@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import buildbot_worker
-from buildbot.process.buildstep import BuildStepFailed
+from buildbot.process.buildstep import BuildStepCancelled, BuildStepFailed
 from buildbot.worker.protocols import null
 from buildbot_worker.commands.base import command_version
 from twisted.internet import defer
@@ -70,9 +71,13 @@ class SandboxConnection(null.Connection):
         for starting in list(self._starting.values()):
             starting.cancel()
 
+    def refuse(self, reason: str) -> None:
+        """The build is over, whatever it still asks for: each further command fails with this."""
+        self._expired = reason
+
     def expire(self, reason: str) -> bool:
         """Time is over: what runs is killed, what comes is refused; whether anything ran."""
-        self._expired = reason
+        self.refuse(reason)
         running = list(self._commands.values())  # Each forgets itself when it has ended.
         ran = bool(running or self._starting)
         for command in running:
@@ -187,9 +192,7 @@ class SandboxConnection(null.Connection):
             self.sandbox.record("source.refused", reason=str(refusal), step=str(remote.step.name))
             _refuse(remote, f"sandboxworker: {refusal}")
         except SourceFailed as failure:
-            # As git would have failed: the step's own rules for another try apply.
-            remote.remote_update([({"stderr": f"sandboxworker: {failure}\n"}, 0)])
-            _complete(remote, GIT_FAILED)
+            self._source_failed(remote, failure)
 
     async def _with_source(
         self, remote: Any, builder: str, name: str, args: dict[str, Any]
@@ -211,6 +214,14 @@ class SandboxConnection(null.Connection):
     def _tell(self, remote: Any, line: str) -> None:
         if remote.active and "stdio" in remote.logs:
             remote.remote_update([({"header": f"{line}\n"}, 0)])
+
+    def _source_failed(self, remote: Any, failure: SourceFailed) -> None:
+        """As git would have failed: the step's own rules for another try apply."""
+        if remote.interrupted or self._lost or self._expired is not None:
+            self._cancelled(remote)
+            return
+        remote.remote_update([({"stderr": f"sandboxworker: {failure}\n"}, 0)])
+        _complete(remote, GIT_FAILED)
 
     def _cancelled(self, remote: Any) -> None:
         if self._lost:
@@ -287,7 +298,8 @@ async def _tell(remote: Any, log_name: str, text: str) -> None:
     if "stdio" in remote.logs:
         remote.remote_update([({"header": text}, 0)])
     else:
-        await remote.step.addCompleteLog(log_name, text)
+        with contextlib.suppress(BuildStepCancelled):  # It is being interrupted.
+            await remote.step.addCompleteLog(log_name, text)
 
 
 async def _tell_refusal(remote: Any, reason: str) -> None:

@@ -188,6 +188,15 @@ class ExecFailed(EngineError):
         super().__init__(f"sandbox {sandbox} cannot run the command", details=problem)
 
 
+class Hindered(ExecFailed):
+    """Commands neither start nor end in a sandbox though the engine answers: its build's doing."""
+
+    actor = Actor.BUILD
+
+    def __init__(self, sandbox: str) -> None:
+        super().__init__(sandbox, "what the build runs hinders it and withstands being killed")
+
+
 class SandboxGone(EngineError):
     """The sandbox is not there (any more) to run a command in."""
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 import shlex
 
-from twisted.internet import defer
-
 from sandboxworker.process import run
 from sandboxworker.sandbox import Sandbox
 
@@ -66,11 +64,7 @@ class OsNames:
 async def _ask(sandbox: Sandbox) -> str:
     asking = run(sandbox, _READ, limit=_MAX_BYTES)
     asking.addTimeout(_SECONDS, sandbox.reactor)
-    try:
-        return os_name((await asking).stdout)
-    except defer.TimeoutError:
-        await sandbox.kill_all()
-        return UNKNOWN
+    return os_name((await asking).stdout)
 
 
 OS_NAMES = OsNames()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import secrets
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -16,7 +17,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from sandboxworker.engine.interface import STDERR, STDOUT, Stream
-from sandboxworker.errors import EngineError, EngineRefused, SandboxGone
+from sandboxworker.errors import EngineError, EngineRefused, ExecFailed, SandboxGone
 from sandboxworker.launch import Ended, Marked, launch
 from sandboxworker.sandbox import Sandbox
 from sandboxworker.unexpected import unexpected
@@ -94,7 +95,7 @@ class SandboxProcess:
                 stdin=streaming or stdin is not None,
             )
         except EngineError as reason:
-            self._not_started(reason)
+            self._not_started(await self.sandbox.blame(reason))
             return
         if self._over:
             self.sandbox.release(self._stream)
@@ -118,7 +119,7 @@ class SandboxProcess:
         sending = FileSender().beginFileTransfer(stdin, _Consumer(self._stream))
         sending.addErrback(lambda _: None)  # The stream ended first; that is told elsewhere.
 
-    def _not_started(self, reason: EngineError) -> None:
+    def _not_started(self, reason: Exception) -> None:
         """A refusal is the build's own doing (its processes fill the limit); the rest is not."""
         self._give(STDERR, f"sandboxworker: {reason}\n".encode())
         if not isinstance(reason, (EngineRefused, SandboxGone)):
@@ -243,14 +244,10 @@ class SandboxProcess:
         self._closed |= {STDOUT, STDERR}
 
     def abandon(self) -> None:
-        """Take no more of its output and tell its end now; what still runs is left to itself."""
-        self._end(Ended())
-
-    def kill_and_abandon(self) -> None:
-        """Nobody waits for it any more."""
+        """Ask it to end, take no more of its output, and tell its end now, obeyed or not."""
         if not self._over:
-            self._kill()
-            self.abandon()
+            self.signalProcess("TERM")
+            self._end(Ended())
 
     def signalProcess(self, signalID: str | int) -> None:
         """Signal the command's process group; ``KILL`` kills everything that the build runs."""
@@ -270,8 +267,13 @@ class SandboxProcess:
 
     def _send_signal(self, number: int, pid: int) -> None:
         name = signal.Signals(number).name.removeprefix("SIG")
-        sending = defer.ensureDeferred(self.sandbox.signal(name, -pid))
+        sending = defer.ensureDeferred(self._signal(name, -pid))
         sending.addErrback(unexpected(f"sandbox {self.sandbox.id}: sending SIG{name}"))
+
+    async def _signal(self, name: str, pid: int) -> None:
+        # Where nobody is left to hear it, or a build hinders it, KILL is what will do.
+        with contextlib.suppress(SandboxGone, ExecFailed, EngineRefused):
+            await self.sandbox.signal(name, pid)
 
     def _kill(self) -> None:
         """Everything dies, also what has left the session; then the streams end by themselves.
@@ -360,7 +362,9 @@ def _signal_number(signal_id: str | int) -> int:
 
 @attrs.frozen
 class Completed:
-    """A finished command: its output as far as it was kept, and its exit code (-1: a signal).
+    """A finished command: its output as far as it was kept, and its exit code.
+
+    The exit code is -1 where a signal ended it, or where it was not waited for.
 
     ``is_cut``: there was more output than was kept.
     """
@@ -372,7 +376,7 @@ class Completed:
 
 
 class _Collector(ProcessProtocol):
-    """Keeps a small command's output, up to a limit; more than that is cut off."""
+    """Keeps a small command's output, up to a limit; one that writes more is not waited for."""
 
     transport: Any
 
@@ -380,8 +384,7 @@ class _Collector(ProcessProtocol):
         self._limit = limit
         self._output = {STDOUT: bytearray(), STDERR: bytearray()}
         self._is_cut = False
-        self.give_up: Callable[[], None] = lambda: None
-        self.completed: defer.Deferred[Completed] = defer.Deferred(lambda _: self.give_up())
+        self.completed: defer.Deferred[Completed] = defer.Deferred(self._give_up)
 
     def connectionMade(self) -> None:
         self.transport.closeStdin()
@@ -390,7 +393,13 @@ class _Collector(ProcessProtocol):
         kept = self._output[childFD]
         fits = data[: self._limit - len(kept)]
         kept += fits
-        self._is_cut = self._is_cut or len(fits) < len(data)
+        if len(fits) < len(data):
+            self._is_cut = True
+            self.transport.abandon()
+
+    def _give_up(self, _completed: Any) -> None:
+        """Nobody waits any more; that it has ended without an exit code is the answer."""
+        self.transport.abandon()
 
     def outReceived(self, data: bytes) -> None:
         self.childDataReceived(STDOUT, data)
@@ -440,11 +449,10 @@ def run(
     stdin: Any = None,
     limit: int = 1024 * 1024,
 ) -> defer.Deferred[Completed]:
-    """Run a small command of ours to its end; ``limit`` bytes of each output are kept.
+    """Run a small command of ours; ``limit`` bytes of each output are kept, and ``is_cut`` told.
 
-    Cancelled, it ends at once, as does everything that the build runs.
+    Cancelled, or timed out, it is not waited for, and completes at once with exit code -1.
     """
     collector = _Collector(limit)
-    process = spawn_process(sandbox, collector, argv, None, directory, stdin=stdin)
-    collector.give_up = process.kill_and_abandon
+    spawn_process(sandbox, collector, argv, None, directory, stdin=stdin)
     return collector.completed

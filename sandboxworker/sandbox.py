@@ -24,7 +24,9 @@ from sandboxworker.engine.uids import UidRange
 from sandboxworker.errors import (
     EngineError,
     EngineRefused,
+    EngineTimeout,
     ExecFailed,
+    Hindered,
     NoFreeUid,
     NotConformant,
     NotDestroyed,
@@ -143,9 +145,9 @@ class Sandbox:
         return self.state is State.READY
 
     @property
-    def is_lost(self) -> bool:
-        """Whether it ended, or had to be given up, without our asking; stays true."""
-        return self._lost is not None
+    def lost(self) -> Exception | None:
+        """Why it ended, or had to be given up, without our asking; None if it did not."""
+        return self._lost
 
     @property
     def container(self) -> str | None:
@@ -311,18 +313,36 @@ class Sandbox:
         so it needs no second look, only to be started, which a fork bomb can hinder.
         Where it cannot be started the sandbox is lost and destroyed.
         """
-        reason: Exception = ExecFailed(self.id, "its processes could not be killed")
+        reason: Exception = Hindered(self.id)
         for _ in range(KILL_ATTEMPTS):
             try:
+                killing = defer.ensureDeferred(self.signal("KILL", -1))
+                killing.addTimeout(KILL_DEADLINE, self.reactor)
                 # 1: there was nobody left to kill.
-                if await self.signal("KILL", -1) in (0, 1):
+                if await killing in (0, 1):
                     return
             except (SandboxGone, defer.CancelledError):
                 return
+            except (defer.TimeoutError, ExecFailed, EngineRefused):
+                reason = await self.blame(EngineTimeout(self.engine.name, "kill", KILL_DEADLINE))
             except EngineError as error:
                 reason = error
             await task.deferLater(self.reactor, 0.2, _nobody)
         self.lose(reason)
+
+    async def blame(self, reason: Exception) -> Exception:
+        """Why a command did not start, or end, in time: the engine, or what the build runs.
+
+        A build can stop what the engine runs inside before that becomes the command; Docker
+        Engine then answers no question about this container, but does for all others.
+        """
+        if not isinstance(reason, EngineTimeout):
+            return reason
+        try:
+            await self.engine.list({f"{LABEL}.sandbox": self.id})
+        except EngineError:
+            return reason
+        return Hindered(self.id)
 
     async def signal(self, name: str, pid: int) -> int | None:
         """Send a signal to a process (-1: all, other negatives: a group); kill's exit code."""

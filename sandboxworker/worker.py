@@ -10,6 +10,7 @@ from buildbot.process.results import EXCEPTION, FAILURE, RETRY
 from buildbot.worker.latent import AbstractLatentWorker
 from twisted.internet import defer
 from twisted.python import log
+from twisted.python.failure import Failure
 
 from sandboxworker import seccomp
 from sandboxworker.connection import SandboxConnection
@@ -32,6 +33,8 @@ from sandboxworker.unexpected import unexpected
 
 #: Seconds that a finished build waits to be told what it has used.
 USAGE_DEADLINE = 5.0
+#: Seconds that a step between two commands may take to end by itself when time is over.
+INTERRUPT_AFTER = 2.0
 _SOURCE = "SandboxLatentWorker"
 
 
@@ -56,9 +59,11 @@ class SandboxLatentWorker(AbstractLatentWorker):
     #: What there is to pick from.
     policies: SandboxPolicies
     _house: Housekeeping
-    #: Of the current build: who refused it a sandbox; its deadline came; its last step is over.
+    #: Of the current build: who refused it a sandbox; its deadline came; why it is a failure
+    #: whatever its steps make of it; its last step is over.
     _refused_by: Actor | None = None
     _is_expired = False
+    _failure: str | None = None
     _is_ending = False
 
     # configuration
@@ -113,8 +118,9 @@ class SandboxLatentWorker(AbstractLatentWorker):
 
     def start_instance(self, build: Any) -> defer.Deferred[bool]:
         self._build = build
-        self._refused_by, self._is_expired, self._is_ending = None, False, False
-        before_finish(build, lambda result: self._conclude(build, result))
+        self._refused_by, self._failure = None, None
+        self._is_expired = self._is_ending = False
+        before_finish(build, lambda result: self._conclude(build, result), lambda: self._failure)
         return defer.ensureDeferred(self._start_instance())
 
     async def _start_instance(self) -> bool:
@@ -192,7 +198,7 @@ class SandboxLatentWorker(AbstractLatentWorker):
         connection = SandboxConnection(self, sandbox, self._policy, os_name)
         if await self.master.workers.newConnection(connection, self.name):
             await self.attached(connection)
-            if sandbox.is_lost:  # Nobody could be told before.
+            if sandbox.lost is not None:  # Nobody could be told before.
                 connection.loseConnection()
             await self._publish(connection)
 
@@ -226,7 +232,9 @@ class SandboxLatentWorker(AbstractLatentWorker):
             result,
             refused_by=self._refused_by,
             is_expired=self._is_expired,
-            is_lost=sandbox is not None and sandbox.is_lost,
+            is_lost=sandbox is not None
+            and sandbox.lost is not None
+            and not _is_the_builds_doing(sandbox.lost),
         )
         figures = {
             "outcome": ended.value,
@@ -281,8 +289,15 @@ class SandboxLatentWorker(AbstractLatentWorker):
 
     def _sandbox_lost(self, reason: Exception) -> None:
         log.msg(f"sandboxworker: worker {self.name!r} lost its sandbox: {reason}")
-        if self.conn is not None and not self._is_ending:
-            self.conn.loseConnection()
+        if self.conn is None or self._is_ending:
+            return
+        if _is_the_builds_doing(reason):
+            # To lose the connection would have it tried again, for ever.
+            self._failure = f"sandboxworker: {reason}"
+            self.conn.refuse(self._failure)
+            _stop(self._build, self._failure, FAILURE)
+            return
+        self.conn.loseConnection()
 
     def _deadline_reached(self) -> None:
         """The build's own doing: it fails, and is not tried again."""
@@ -291,12 +306,35 @@ class SandboxLatentWorker(AbstractLatentWorker):
             return
         self._is_expired = True
         limit = show_seconds(self._policy.max_runtime)
-        reason = f"sandboxworker: the policy's max_runtime of {limit} is over"
-        if self.conn is not None and self.conn.expire(reason):
-            _stop(build, reason, FAILURE)
+        self._failure = reason = f"sandboxworker: the policy's max_runtime of {limit} is over"
+        is_running = self.conn is not None and self.conn.expire(reason)
+        _stop(build, reason, FAILURE)
+        if not is_running:
+            self._interrupt_later(build, reason)
+
+    def _interrupt_later(self, build: Any, reason: str) -> None:
+        """What a step does on the master's side is soon over, as a rule; a lock may be waited for.
+
+        A step that is about to begin or to end does not take an interruption well.
+        """
+        self.master.reactor.callLater(
+            INTERRUPT_AFTER, self._interrupt, build, reason, build.currentStep
+        )
+
+    def _interrupt(self, build: Any, reason: str, step: Any) -> None:
+        if build is not self._build or self._is_ending:
+            return
+        if step is None or step.stepid is None or build.currentStep is not step:
+            self._interrupt_later(build, reason)
             return
         stopping = build.stopBuild(reason, results=FAILURE)
-        stopping.addErrback(unexpected(f"stopping the build of worker {self.name!r}"))
+        stopping.addErrback(self._not_interrupted, build, reason)
+
+    def _not_interrupted(self, failure: Failure, build: Any, reason: str) -> None:
+        """It was just ending, as a rule."""
+        error = failure.getErrorMessage()
+        log.msg(f"sandboxworker: worker {self.name!r}: a step was not interrupted: {error}")
+        self._interrupt_later(build, reason)
 
 
 allow_no_protocols(lambda worker: isinstance(worker, SandboxLatentWorker))
@@ -306,6 +344,10 @@ check_trust(lambda worker: worker.policies if isinstance(worker, SandboxLatentWo
 def _stop(build: Any, reason: str, results: int) -> None:
     """``stopBuild`` without its interruption of a step, which would make that CANCELLED."""
     build.stopped, build.stopped_reason, build.results = True, reason, results
+
+
+def _is_the_builds_doing(reason: Exception) -> bool:
+    return isinstance(reason, SandboxworkerError) and reason.actor is Actor.BUILD
 
 
 def _policy_faults(policy: Any) -> list[str]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import posixpath
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from buildbot_worker.pb import ProtocolCommandPb
+from twisted.internet import defer
 from twisted.internet.defer import DeferredLock
 
 from sandboxworker.commands.budget import Budget
+from sandboxworker.process import Completed, run
 from sandboxworker.sandbox import Sandbox
 
 ENCODING = "utf-8"
@@ -52,6 +54,7 @@ class SandboxCommand(ProtocolCommandPb):
         self.budget = budget
         #: Secrets that no file may carry into the workspace: value to name.
         self.withheld = withheld
+        self._tools: set[defer.Deferred[Completed]] = set()
         workspace = sandbox.spec.workspace
         super().__init__(
             ENCODING,
@@ -90,7 +93,25 @@ class SandboxCommand(ProtocolCommandPb):
         if kill is not None:
             kill(reason)
         else:
+            # Interrupted it tells nothing any more.
+            self.command.sendStatus([("header", f"{reason}\n"), ("rc", 1)])
             self.command.doInterrupt()
+
+    def run(self, argv: Sequence[str], **options: Any) -> defer.Deferred[Completed]:
+        """Run a small tool of the image's (see `process.run`), until `drop_tools`."""
+        running = run(self.sandbox, argv, **options)
+        self._tools.add(running)
+        running.addBoth(self._over, running)
+        return running
+
+    def _over(self, result: Any, running: defer.Deferred[Completed]) -> Any:
+        self._tools.discard(running)
+        return result
+
+    def drop_tools(self) -> None:
+        """Wait for none of them any more."""
+        for running in list(self._tools):
+            running.cancel()
 
     def _expanded(self, path: str) -> str:
         if path != "~" and not path.startswith("~/"):
@@ -103,12 +124,16 @@ class SandboxCommand(ProtocolCommandPb):
 _ERRNO_BY_MESSAGE = {os.strerror(number): number for number in errno.errorcode}
 
 
+#: Bytes of what a tool said that may hold the reason; a build could make lines of it without end.
+_LAST_WORDS = 8192
+
+
 def told_error(stderr: bytes) -> tuple[int, str]:
     """The errno and its text from what a tool such as ``mkdir`` said: ``…: No such file …``.
 
     ``EIO`` where it said nothing that is known.
     """
-    for line in reversed(stderr.decode(ENCODING, "replace").splitlines()):
+    for line in reversed(stderr[-_LAST_WORDS:].decode(ENCODING, "replace").splitlines()):
         text = line.rpartition(": ")[2].strip()
         if text in _ERRNO_BY_MESSAGE:
             return _ERRNO_BY_MESSAGE[text], text

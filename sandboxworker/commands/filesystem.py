@@ -12,7 +12,7 @@ from twisted.internet import defer
 
 from sandboxworker.commands.base import told_error
 from sandboxworker.commands.shell import SandboxRunProcess
-from sandboxworker.process import Completed, run
+from sandboxworker.process import Completed
 
 
 class Tool(Command):
@@ -28,7 +28,11 @@ class Tool(Command):
         raise NotImplementedError
 
     async def tool(self, *argv: str, **options: Any) -> Completed:
-        return await run(self.protocol_command.sandbox, argv, **options)
+        completed: Completed = await self.protocol_command.run(argv, **options)
+        return completed
+
+    def interrupt(self) -> None:
+        self.protocol_command.drop_tools()
 
     def failed(self, path: str, completed: Completed) -> None:
         """Upstream's answer to an ``OSError``: its text in the header, its errno as the code."""
@@ -68,6 +72,7 @@ class RemoveFile(Tool):
 
 #: The fields of ``os.stat`` in its order; the mode is hexadecimal.
 _STAT_FORMAT = "%f %i %d %h %u %g %s %X %Y %Z"
+_MAX_STAT_BYTES = 4096
 
 
 class StatFile(Tool):
@@ -78,7 +83,9 @@ class StatFile(Tool):
 
     async def work(self) -> None:
         path = self.args["path"]
-        completed = await self.tool("stat", "-L", "-c", _STAT_FORMAT, "--", path)
+        completed = await self.tool(
+            "stat", "-L", "-c", _STAT_FORMAT, "--", path, limit=_MAX_STAT_BYTES
+        )
         fields = _stat_fields(completed.stdout)
         if completed.exit_code != 0 or fields is None:
             self.failed(path, completed)
@@ -93,7 +100,9 @@ def _stat_fields(line: bytes) -> tuple[int, ...] | None:
         fields = (int(words[0], 16), *map(int, words[1:]))
     except (ValueError, IndexError):
         return None
-    return fields if len(fields) == len(_STAT_FORMAT.split()) else None
+    # The master's own ``stat`` module raises for more bits than these.
+    is_sane = 0 <= fields[0] < 2**32 and all(abs(field) < 2**64 for field in fields)
+    return fields if is_sane and len(fields) == len(_STAT_FORMAT.split()) else None
 
 
 class RemoveDirectory(fs.RemoveDirectory):

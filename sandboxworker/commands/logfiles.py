@@ -15,6 +15,8 @@ from sandboxworker.unexpected import unexpected
 
 #: Bytes that one look takes; what is left is for the next.
 _PORTION = 256 * 1024
+#: A look that takes longer saw nothing: whoever took over ``tail`` shall not hold up the step.
+_LOOK_SECONDS = 20.0
 
 #: $1 the file, $2 where to begin (the first byte is 1), $3 how much: a line of ctime, mtime and
 #: size, and then the bytes.
@@ -58,12 +60,12 @@ class SandboxLogFile:
     def stop(self) -> None:
         """For `RunProcess`, which would have the rest read at once; see `last`."""
 
-    async def last(self) -> None:
-        """Stop, and read what is left."""
+    async def last(self, is_enough: Callable[[], bool]) -> None:
+        """Stop, and read what is left, until that is enough: who still writes may never end."""
         if self._poller.running:
             self._poller.stop()
         await self._polling
-        while await self._poll():
+        while not is_enough() and await self._poll():
             pass
 
     def _poll(self) -> defer.Deferred[bool]:
@@ -94,7 +96,9 @@ class SandboxLogFile:
     async def _look(self) -> tuple[bytes | None, bytes]:
         """Its state (ctime, mtime, size) and what stands behind the offset; None if not there."""
         argv = ("/bin/sh", "-c", _LOOK, "sh", self._path, str(self._offset + 1), str(_PORTION))
-        completed = await run(self._sandbox, argv, limit=_PORTION + 128)
+        looking = run(self._sandbox, argv, limit=_PORTION + 128)
+        looking.addTimeout(_LOOK_SECONDS, self._sandbox.reactor)
+        completed = await looking
         state, newline, data = completed.stdout.partition(b"\n")
         if not newline or len(state.split()) != 3 or not state.replace(b" ", b"").isdigit():
             return None, b""

@@ -19,6 +19,7 @@ from sandboxworker.commands.base import ENCODING
 from sandboxworker.commands.logfiles import SandboxLogFile
 from sandboxworker.process import SandboxProcess, spawn_process
 from sandboxworker.redact import Redactor
+from sandboxworker.sandbox import KILL_ATTEMPTS, KILL_DEADLINE
 from sandboxworker.unexpected import unexpected
 
 #: Updates, of up to 64 KiB each, that may wait for the master to write them.
@@ -81,8 +82,8 @@ class SandboxRunProcess(RunProcess):
 
     interruptSignal: str
 
-    # One kill takes under a second even against a fork bomb; a slow engine needs more.
-    BACKUP_TIMEOUT = 30
+    # Longer than the sandbox tries to kill: where that fails it is destroyed, which ends all.
+    BACKUP_TIMEOUT = KILL_ATTEMPTS * (KILL_DEADLINE + 1) + 10
 
     def __init__(
         self,
@@ -199,7 +200,7 @@ class SandboxRunProcess(RunProcess):
         if self.pp.killed:
             await self.sandbox.kill_all()
         for file in self.logFileWatchers:
-            await file.last()
+            await file.last(lambda: self._passed_limit)
         self._flush()
 
     # output

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import posixpath
-import signal
 import tempfile
 from typing import IO, Any
 
@@ -19,7 +18,7 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
 from sandboxworker.commands.archive import ArchiveRefused, Limits, rewrite
-from sandboxworker.process import SandboxProcess, run, spawn_process
+from sandboxworker.process import SandboxProcess, spawn_process
 from sandboxworker.secrets import found_in, refuse_content
 
 #: Bytes of a download that go through one exec, and are held in memory meanwhile.
@@ -33,6 +32,8 @@ _PACK = '[ -d "$1" ] || exit 66; cd -- "$1" && exec tar -cf - .'
 #: GNU tar's exit code when a file changed while it was read.
 _CHANGED_MEANWHILE = 1
 _FETCH_BLOCK = 256 * 1024
+#: Bytes that two times take.
+_MAX_TIMES = 64
 #: Bytes of headers and padding a member may have, long names included.
 _TAR_OVERHEAD = 8 * 1024
 
@@ -54,6 +55,7 @@ class UploadFile(WorkerFileUploadCommand):
     """
 
     stderr: str | None
+    _process: SandboxProcess | None = None
 
     def start(self) -> defer.Deferred[Any]:
         self.sendStatus([("header", f"sending {self.path}\n")])
@@ -75,8 +77,8 @@ class UploadFile(WorkerFileUploadCommand):
 
     async def _times(self) -> tuple[int, int] | None:
         argv = ("stat", "-L", "-c", "%X %Y", "--", self.path)
-        words = (await run(self.protocol_command.sandbox, argv)).stdout.split()
-        if len(words) != 2 or not all(word.isdigit() for word in words):
+        words = (await self.protocol_command.run(argv, limit=_MAX_TIMES)).stdout.split()
+        if len(words) != 2 or not all(word.isdigit() and len(word) < 11 for word in words):
             return None
         return int(words[0]), int(words[1])
 
@@ -116,9 +118,9 @@ class UploadFile(WorkerFileUploadCommand):
 
     def interrupt(self) -> None:
         super().interrupt()
-        process: SandboxProcess | None = getattr(self, "_process", None)
-        if process is not None and not process.is_over:
-            process.signalProcess(signal.SIGKILL)
+        self.protocol_command.drop_tools()
+        if self._process is not None:
+            self._process.abandon()
 
 
 class _Sender(ProcessProtocol):
@@ -167,9 +169,7 @@ class _Sender(ProcessProtocol):
 
     def _end_reader(self) -> None:
         """The process inside may have far to read yet; it is not waited for."""
-        if not self.transport.is_over:
-            self.transport.signalProcess("TERM")
-            self.transport.abandon()
+        self.transport.abandon()
 
     def processEnded(self, reason: Failure) -> None:
         self._ended = reason
@@ -195,6 +195,7 @@ class UploadDirectory(WorkerDirectoryUploadCommand):
     """
 
     stderr: str | None
+    _process: SandboxProcess | None = None
 
     def start(self) -> defer.Deferred[Any]:
         uploading = defer.ensureDeferred(self._upload())
@@ -215,7 +216,14 @@ class UploadDirectory(WorkerDirectoryUploadCommand):
             self._tell(left_out)
             checked.seek(0)
             await self._send(checked)
-        await self.protocol_command.protocol_update_upload_directory(self.writer)
+        await self._unpack()
+
+    async def _unpack(self) -> None:
+        try:
+            await self.protocol_command.protocol_update_upload_directory(self.writer)
+        except OSError as error:
+            # What an earlier build left there may contradict: no more than a step that fails.
+            raise ArchiveRefused(f"the master cannot unpack it: {error.strerror}") from None
 
     def _limits(self) -> Limits:
         budget = self.protocol_command.budget
@@ -229,9 +237,8 @@ class UploadDirectory(WorkerDirectoryUploadCommand):
             return raw.tell() <= limit and not self.interrupted
 
         sender = _Sender(_FETCH_BLOCK, write)
-        spawn_process(
-            self.protocol_command.sandbox, sender, ("/bin/sh", "-c", _PACK, "sh", self.path)
-        )
+        argv = ("/bin/sh", "-c", _PACK, "sh", self.path)
+        self._process = spawn_process(self.protocol_command.sandbox, sender, argv)
         code = await sender.over
         if code == _NO_FILE:
             raise ArchiveRefused(f"[Errno 2] No such file or directory: '{self.path}'")
@@ -255,6 +262,11 @@ class UploadDirectory(WorkerDirectoryUploadCommand):
         while not self.interrupted and (block := checked.read(self.blocksize)):
             await self.do_protocol_write(block)
 
+    def interrupt(self) -> None:
+        super().interrupt()
+        if self._process is not None:
+            self._process.abandon()
+
     def _refused(self, failure: Failure) -> None:
         failure.trap(ArchiveRefused)
         self.rc = 1
@@ -269,6 +281,10 @@ class DownloadFile(WorkerFileDownloadCommand):
     """
 
     _before = ""
+
+    def interrupt(self) -> None:
+        super().interrupt()
+        self.protocol_command.drop_tools()
 
     def start(self) -> defer.Deferred[Any]:
         downloading = defer.ensureDeferred(self._download())
@@ -325,8 +341,7 @@ class DownloadFile(WorkerFileDownloadCommand):
         if self._carries_a_secret(portion):
             return
         mode = "" if self.mode is None else f"{self.mode:o}"
-        completed = await run(
-            self.protocol_command.sandbox,
+        completed = await self.protocol_command.run(
             ("/bin/sh", "-c", script, "sh", posixpath.normpath(self.path), mode),
             stdin=io.BytesIO(portion),
         )

@@ -239,7 +239,11 @@ class DockerEngine:
             raise self._timeout(call)
 
         opening.addTimeout(CALL_DEADLINE, self._reactor, timed_out)
-        return await opening
+        try:
+            return await opening
+        except defer.CancelledError:
+            stream.abort()
+            raise
 
     async def _api_version(self) -> str:
         if self._client is None:

@@ -200,7 +200,7 @@ def observing_steps(_out: Path) -> list[Any]:
         ),
         suppressed,
         Observed(
-            command=r"printf 'a\nb\r\nc\rd\n'; sleep 0.3; printf 'e\nf' >&2; sleep 0.3; printf '\ng'",
+            command=r"printf 'a\nb\r\nc\rd\n'; sleep .3; printf 'e\nf' >&2; sleep .3; printf '\ng'",
             name="lines",
         ),
         Observed(command=["printf", "%s", "x" * 4000 + "\nlast"], name="long lines"),

@@ -32,6 +32,7 @@ ERRORS: list[tuple[SandboxworkerError, list[str], str]] = [
      [ENGINE, "PidsLimit: asked for 1, got None"], "The build was not run"),
     (errors.NoFreeUid(ENGINE, 32), [ENGINE, "32 tried"], "fewer sandboxes"),
     (errors.ExecFailed("s1", "no answer"), ["s1", "no answer"], ""),
+    (errors.Hindered("s1"), ["s1", "withstands being killed"], ""),
     (errors.SandboxGone("s1", "destroying"), ["s1", "destroying"], ""),
     (errors.NotDestroyed("s1", "0123456789abcdef", ENGINE, "it hangs"),
      ["s1", ENGINE, "it hangs"], "docker rm -f 0123456789ab'"),
@@ -66,11 +67,15 @@ def test_every_kind_of_error_is_tried_here() -> None:
 
 
 def test_engine_must_act_on_its_own_faults_and_the_operator_on_all_others() -> None:
-    """A container that is not as asked is the operator's: a kernel or a policy has to change."""
+    """A container that is not as asked is the operator's: a kernel or a policy has to change.
+
+    What a build brings about while the engine is sound is the build's own.
+    """
     engines = {type(error) for error, *_ in ERRORS if error.actor is Actor.ENGINE}
     operators = {type(error) for error, *_ in ERRORS if error.actor is Actor.OPERATOR}
     own = {kind for kind in every_error() if issubclass(kind, errors.EngineError)}
-    assert engines == own - {errors.EngineError, errors.NotConformant}
+    assert {type(error) for error, *_ in ERRORS if error.actor is Actor.BUILD} == {errors.Hindered}
+    assert engines == own - {errors.EngineError, errors.NotConformant, errors.Hindered}
     assert operators == every_error() - own - {SandboxworkerError} | {errors.NotConformant}
 
 

@@ -361,6 +361,8 @@ def test_the_worker_info_of_the_web_interface_is_four_fields_unless_we_store_mor
 def test_a_build_can_be_stopped_with_a_reason_and_a_result() -> None:
     assert parameters(Build.stopBuild) == ["reason", "results"]
     assert parameters(BuildStep.interrupt) == ["reason"]
+    # Where this is None a step cannot be interrupted.
+    assert "stepid" in attributes(BuildStep.addCompleteLog)
 
 
 # ---- services ------------------------------------------------------------------------------------
