@@ -118,10 +118,10 @@ class Sources:
     # the step's own repository
 
     async def _bring(self, step: Any, request: Request, tell: Tell) -> None:
-        depot = self._depots.get(request.url)
-        if depot is not None and depot.covers(step, request.wanted):
-            return
         if (written := self._mirrored(step, request.url)) is None:
+            return
+        depot = self._depots.get(written.clean)
+        if depot is not None and depot.covers(step, request.wanted):
             return
         mirror = await self._updated(step, written, request.special, tell)
         with self._git() as git:
@@ -293,7 +293,7 @@ class Sources:
 
     def _led(self, step: Any, args: dict[str, Any]) -> dict[str, Any]:
         """git's settings lead each URL to its depot; a credential in the URL stays here."""
-        clean = _cleaned(step, args)
+        clean = self._cleaned(step, args)
         environ = dict(clean.get("env") or {})
         if not self._depots:
             return clean
@@ -307,6 +307,15 @@ class Sources:
             environ[f"GIT_CONFIG_VALUE_{number}"] = value
         environ["GIT_CONFIG_COUNT"] = str(first + len(settings))
         return {**clean, "env": environ}
+
+    def _cleaned(self, step: Any, args: dict[str, Any]) -> dict[str, Any]:
+        """The command with the URL as git inside is to have it."""
+        text = str(getattr(step, "repourl", "") or "")
+        if is_inside(text) and f"file://{text}" not in self._depots:
+            return args
+        clean = read(text).clean
+        command = [word.replace(text, clean) if text != clean else word for word in args["command"]]
+        return {**args, "command": command}
 
     # how
 
@@ -352,15 +361,6 @@ def _shown(step: Any) -> str:
         return read(str(step.repourl)).clean
     except SourceRefused:
         return "repository"
-
-
-def _cleaned(step: Any, args: dict[str, Any]) -> dict[str, Any]:
-    text = str(getattr(step, "repourl", "") or "")
-    if "@" not in text or is_inside(text):
-        return args
-    clean = read(text).clean
-    command = [word.replace(text, clean) for word in args["command"]]
-    return {**args, "command": command}
 
 
 def _sometimes(sandbox: Sandbox, tell: Tell, seconds: float = 10) -> Tell:

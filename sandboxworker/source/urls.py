@@ -82,7 +82,9 @@ class Written:
 def read(text: str) -> Written:
     """Take a URL apart; raises `SourceRefused` for one that is not of the strict grammar."""
     if local := _FILE.fullmatch(text):
-        return Written(Repository("file", "", _one_place(text, local["path"])), text)
+        # git takes a bare path for a place on its own disk, whatever its settings say.
+        place = Repository("file", "", _one_place(text, local["path"]))
+        return Written(place, f"file://{local['path']}")
     if scp := _SCP.fullmatch(text):
         user = f"{scp['user']}@" if scp["user"] else ""
         ssh = read(f"ssh://{user}{scp['host']}/{scp['path'].lstrip('/')}")

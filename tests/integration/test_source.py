@@ -25,7 +25,7 @@ from sandboxworker.steps import SandboxGit
 pytestmark = pytest.mark.engine
 
 SANDBOX, LOCAL, TINY, CLOSED = "sandbox", "local", "tiny", "closed"
-SMALL, CRAMPED = "small", "cramped"
+SMALL, CRAMPED, ON_DISK = "small", "cramped", "on-disk"
 
 #: What the tree is like: its files with their modes and contents, and the state of git.
 LOOK = """find . -name .git -prune -o \\( -type f -o -type l \\) -printf '%p %M %l\\n' | sort
@@ -74,6 +74,8 @@ async def master(
         SandboxLatentWorker(SMALL, policy=SandboxPolicy(DEBIAN, max_source="1m")),
         SandboxLatentWorker(CRAMPED, policy=SandboxPolicy(DEBIAN, disk="4m")),
     ]
+    policy = SandboxPolicy(DEBIAN, sources=[f"file://{tmp_path_factory.getbasetemp()}/disk-*"])
+    workers.append(SandboxLatentWorker(ON_DISK, policy=policy))
     basedir = tmp_path_factory.mktemp("master")
     config = one_builder_each(workers, protocols={"null": {}})
     async with running_master(basedir, config, left_over) as running:
@@ -285,6 +287,18 @@ async def test_a_place_of_the_masters_is_none_of_the_builds(
     build = await master.run(SANDBOX, [steps.Git(repourl=str(served.repository.path))])
     assert build.result == "failure"
     assert "does not exist" in build.log
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+@pytest_twisted.ensureDeferred
+async def test_a_place_of_the_masters_is_mirrored_if_listed(
+    master: RealMaster, tmp_path_factory: pytest.TempPathFactory, scheme: str
+) -> None:
+    repository = Repository(tmp_path_factory.mktemp("disk-") / "project.git")
+    repository.commit({"README": "on the master's disk\n"})
+    git = steps.Git(repourl=f"{scheme}{repository.path}")
+    build = await master.run(ON_DISK, [git, shell("cat README", "look")])
+    assert build["look"].out == "on the master's disk", build.log
 
 
 @pytest.mark.parametrize("branch", ["--upload-pack=touch /tmp/owned", "a..b", "a b", "x\ny"])
