@@ -124,8 +124,14 @@ class SandboxCommand(ProtocolCommandPb):
 _ERRNO_BY_MESSAGE = {os.strerror(number): number for number in errno.errorcode}
 
 
-#: Bytes of what a tool said that may hold the reason; a build could make lines of it without end.
+#: Bytes of what a tool said that may hold the reason; a build could make it longer without end.
 _LAST_WORDS = 8192
+
+
+def last_words(stderr: bytes) -> str:
+    """The last line of what a tool said, as far as it may be shown."""
+    lines = stderr[-_LAST_WORDS:].decode(ENCODING, "replace").strip().splitlines()
+    return lines[-1][-200:] if lines else ""
 
 
 def told_error(stderr: bytes) -> tuple[int, str]:

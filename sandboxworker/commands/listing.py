@@ -11,6 +11,8 @@ from sandboxworker.commands.globbing import Pattern, is_forged
 
 #: Bytes of names that are taken from a build; a directory with more is no answer to a step.
 _MAX_NAMES = 16 * 1024 * 1024
+#: Names; each costs the master some hundred bytes.
+_MAX_COUNT = 250_000
 
 #: $1 the directory. Hidden names too; a pattern that matched nothing is no name.
 _LIST = """\
@@ -62,7 +64,7 @@ class _Listing(Tool):
     async def names(self, script: str, *arguments: str) -> list[str] | None:
         """What a script printed, parted at NULs; None where a failure has been sent."""
         completed = await self.tool("/bin/sh", "-c", script, "sh", *arguments, limit=_MAX_NAMES)
-        if completed.is_cut:
+        if completed.is_cut or completed.stdout.count(b"\0") > _MAX_COUNT:
             self.refused(f"{arguments[0]!r} holds more names than are taken from a build")
             return None
         if completed.exit_code != 0:

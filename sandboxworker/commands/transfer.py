@@ -18,6 +18,7 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
 from sandboxworker.commands.archive import ArchiveRefused, Limits, rewrite
+from sandboxworker.commands.base import last_words
 from sandboxworker.process import SandboxProcess, spawn_process
 from sandboxworker.secrets import found_in, refuse_content
 
@@ -346,7 +347,7 @@ class DownloadFile(WorkerFileDownloadCommand):
             stdin=io.BytesIO(portion),
         )
         if completed.exit_code != 0:
-            said = completed.stderr.decode(errors="replace").strip().rpartition(": ")[2]
+            said = last_words(completed.stderr).rpartition(": ")[2]
             self.stderr = f"Cannot open file '{self.path}' for download" + (
                 f": {said}" if said else ""
             )
