@@ -24,6 +24,12 @@ pytestmark = pytest.mark.engine
 GO_ON = {"haltOnFailure": False, "flunkOnFailure": False}
 
 
+@pytest.fixture(autouse=True)
+def _no_path_of_the_tests_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A `LocalWorker` hands on what this process was started with."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+
+
 @pytest_twisted.async_yield_fixture(scope="module")
 async def both(engine_client: Any, left_over: Any, tmp_path_factory: Any) -> AsyncIterator[Any]:
     async with side_by_side(tmp_path_factory.mktemp("both"), DEBIAN, left_over) as running:
