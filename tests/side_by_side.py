@@ -7,6 +7,7 @@ state, and its properties; with what must differ (paths, times, environments) to
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -56,7 +57,7 @@ class Side:
                 "result": result.result,
                 "state": self.plain(step["state_string"]),
                 "hidden": step["hidden"],
-                "logs": {name: self.plain(text) for name, text in result.logs.items()},
+                "logs": {name: self.plain(_by_stream(text)) for name, text in result.logs.items()},
             }
             for step, result in zip(self.steps, self.build.steps, strict=True)
         ]
@@ -76,6 +77,16 @@ class Side:
         begin = r"(?:(?<=^[oeh])|(?<!\w))"
         pattern = "|".join(begin + re.escape(path) for path in words)
         return re.sub(pattern, lambda match: words[match[0]], text, flags=re.MULTILINE)
+
+
+def _by_stream(log: str) -> str:
+    """Between two headers first what came from stdout, then stderr: they have no common order."""
+    parts = itertools.groupby(log.split("\n"), key=lambda line: line[:1] in ("o", "e"))
+    lines = [
+        sorted(part, key=lambda line: line[:1], reverse=True) if is_output else list(part)
+        for is_output, part in parts
+    ]
+    return "\n".join(itertools.chain.from_iterable(lines))
 
 
 class SideBySide:
