@@ -18,6 +18,7 @@ from zope.interface import implementer
 
 from sandboxworker.engine.interface import STDERR, STDOUT, Stream
 from sandboxworker.errors import EngineError, EngineRefused, ExecFailed, SandboxGone
+from sandboxworker.kept import Kept
 from sandboxworker.launch import Ended, Marked, launch
 from sandboxworker.sandbox import Sandbox
 from sandboxworker.unexpected import unexpected
@@ -381,9 +382,7 @@ class _Collector(ProcessProtocol):
     transport: Any
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._output = {STDOUT: bytearray(), STDERR: bytearray()}
-        self._is_cut = False
+        self._output = {STDOUT: Kept(limit), STDERR: Kept(limit)}
         self.completed: defer.Deferred[Completed] = defer.Deferred(self._give_up)
 
     def connectionMade(self) -> None:
@@ -391,10 +390,8 @@ class _Collector(ProcessProtocol):
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
         kept = self._output[childFD]
-        fits = data[: self._limit - len(kept)]
-        kept += fits
-        if len(fits) < len(data):
-            self._is_cut = True
+        kept.add(data)
+        if kept.is_cut:
             self.transport.abandon()
 
     def _give_up(self, _completed: Any) -> None:
@@ -409,13 +406,13 @@ class _Collector(ProcessProtocol):
 
     def processEnded(self, reason: Failure) -> None:
         code = getattr(reason.value, "exitCode", None)
-        output = self._output
+        out, err = self._output[STDOUT], self._output[STDERR]
         self.completed.callback(
             Completed(
-                stdout=bytes(output[STDOUT]),
-                stderr=bytes(output[STDERR]),
+                stdout=bytes(out.data),
+                stderr=bytes(err.data),
                 exit_code=-1 if code is None else code,
-                is_cut=self._is_cut,
+                is_cut=out.is_cut or err.is_cut,
             )
         )
 

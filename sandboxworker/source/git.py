@@ -18,6 +18,7 @@ from buildbot.util.runprocess import RunProcess
 from twisted.internet import defer
 
 from sandboxworker.errors import SourceFailed
+from sandboxworker.kept import Kept
 from sandboxworker.policy import show_size
 from sandboxworker.source.access import Access
 
@@ -99,20 +100,6 @@ class _Process(RunProcess):
         return True
 
 
-@attrs.define
-class _Kept:
-    """Output, up to a limit."""
-
-    limit: int
-    data: bytearray = attrs.Factory(bytearray)
-    is_cut: bool = False
-
-    def add(self, data: bytes) -> None:
-        fits = data[: self.limit - len(self.data)]
-        self.data += fits
-        self.is_cut = self.is_cut or len(fits) < len(data)
-
-
 @attrs.frozen
 class Limits:
     """``seconds`` for one git command; ``size``: bytes that a repository may have."""
@@ -161,7 +148,7 @@ class Git:
     async def _finished(
         self, args: tuple[str, ...], directory: Path, stdin: bytes | None
     ) -> tuple[int, bytes, bytes]:
-        output, errors = _Kept(_MOST_OUTPUT), _Kept(_MOST_ERRORS)
+        output, errors = Kept(_MOST_OUTPUT), Kept(_MOST_ERRORS)
         process = _Process(
             self.reactor,
             self._argv(args),
@@ -197,7 +184,7 @@ class Git:
             **self.environ,
         }
 
-    def _listen(self, errors: _Kept) -> Callable[[bytes], None]:
+    def _listen(self, errors: Kept) -> Callable[[bytes], None]:
         def listen(data: bytes) -> None:
             errors.add(data)
             lines = self._lines(data)

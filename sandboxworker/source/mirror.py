@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,7 @@ class Mirror:
         return follow(waiting)
 
     async def _update(self, update: Update, told: Callable[[str], None]) -> None:
-        async with _held(self._fetching):
+        async with self._fetching:
             waiting = self._next.pop(update)
             try:
                 await self._fetch(update, told)
@@ -254,12 +254,8 @@ class Mirror:
             await self._export_shallow(git, wanted, scratch)
 
     async def _export_all(self, git: Git, wanted: Wanted, scratch: Path) -> None:
-        refs = await self.refs(git, *_ALWAYS)
-        for name in wanted.refs | {_kept_as(commit) for commit in wanted.commits}:
-            if name.startswith("refs/"):
-                refs.update(await self.refs(git, name))
-        commits = {_kept_as(commit): commit for commit in wanted.commits if is_object(commit)}
-        refs.update(commits)
+        refs = await self.refs(git, *_ALWAYS, *wanted.refs)
+        refs.update({_kept_as(commit): commit for commit in wanted.commits})
         lines = (f"{value} {name}\n" for name, value in sorted(refs.items()))
         (scratch / "packed-refs").write_text("".join(lines))
         objects = "".join(f"{value}\n" for value in sorted(set(refs.values())))
@@ -273,11 +269,9 @@ class Mirror:
 
     async def _export_shallow(self, git: Git, wanted: Wanted, scratch: Path) -> None:
         """git itself cuts a history off; here it fetches from the mirror, on the same disk."""
-        refspecs = []
-        for name in sorted(wanted.refs):
-            found = await self._full_name(git, name)
-            if found is not None:
-                refspecs.append(f"+{found}:{found}")
+        known = await self.refs(git)
+        found = [await self._full_name(git, name, known) for name in sorted(wanted.refs)]
+        refspecs = [f"+{name}:{name}" for name in found if name is not None]
         refspecs += [f"+{commit}:{_kept_as(commit)}" for commit in sorted(wanted.commits)]
         if not refspecs:
             return
@@ -288,11 +282,10 @@ class Mirror:
             directory=scratch,
         )
 
-    async def _full_name(self, git: Git, name: str) -> str | None:
+    async def _full_name(self, git: Git, name: str, known: Container[str]) -> str | None:
         if name == "HEAD":
             head = await git.attempt("symbolic-ref", "--quiet", "HEAD", directory=self.path)
             return None if head is None else head.decode().strip()
-        known = await self.refs(git)
         return next((full for full in _candidates(name) if full in known), None)
 
 
@@ -309,15 +302,6 @@ def _kept_as(commit: str) -> str:
 
 def _refspec(name: str) -> str:
     return f"+{name}:{_kept_as(name)}" if is_object(name) else f"+{name}:{name}"
-
-
-@asynccontextmanager
-async def _held(lock: defer.DeferredLock) -> AsyncIterator[None]:
-    await lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 class Mirrors:

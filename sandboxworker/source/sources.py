@@ -71,11 +71,11 @@ class _Placed:
     commit: str
 
 
-def _by_url(placed: Iterable[_Placed]) -> dict[str, frozenset[str]]:
-    commits: defaultdict[str, set[str]] = defaultdict(set)
+def _by_url(placed: Iterable[_Placed]) -> Iterable[list[_Placed]]:
+    together: defaultdict[str, list[_Placed]] = defaultdict(list)
     for each in placed:
-        commits[each.written.clean].add(each.commit)
-    return {url: frozenset(found) for url, found in commits.items()}
+        together[each.written.clean].append(each)
+    return together.values()
 
 
 @attrs.define
@@ -183,8 +183,8 @@ class Sources:
             found = await self._placed(
                 git, step, _Placed("", written, mirror, commit), tell, newest
             )
-            for url, commits in _by_url(found).items():
-                inner = next(each for each in found if each.written.clean == url)
+            for inner, *others in _by_url(found):
+                commits = frozenset(each.commit for each in (inner, *others))
                 wanted = Wanted(None, commits=commits)
                 await self._deliver(git, inner.mirror, inner.written, step, wanted, tell)
 
@@ -205,9 +205,8 @@ class Sources:
                 if inner is None:
                     continue
                 found.append(inner)
-                if newest or not await inner.mirror.has(git, inner.commit):
-                    await self._fetch_submodule(git, step, inner, tell)
-                if await inner.mirror.has(git, inner.commit):
+                is_there = not newest and await inner.mirror.has(git, inner.commit)
+                if is_there or await self._fetch_submodule(git, step, inner, tell):
                     todo.append(inner)
         return found
 
@@ -228,15 +227,17 @@ class Sources:
             raise _not_listed(written, f"the submodule {submodule.path!r} names it, and ")
         return written
 
-    async def _fetch_submodule(self, git: Git, step: Any, inner: _Placed, tell: Tell) -> None:
+    async def _fetch_submodule(self, git: Git, step: Any, inner: _Placed, tell: Tell) -> bool:
+        """Whether its commit is there now."""
         await self._updated(step, inner.written, frozenset(), tell)
         if await inner.mirror.has(git, inner.commit):
-            return
+            return True
         # On no branch: a server may give it nevertheless; else git inside will say so.
         try:
             await self._updated(step, inner.written, frozenset({inner.commit}), tell)
         except SourceFailed as error:
             tell(f"sandboxworker: {error}")
+        return await inner.mirror.has(git, inner.commit)
 
     # for images without git
 
