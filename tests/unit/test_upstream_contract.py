@@ -217,7 +217,8 @@ def test_a_directory_is_unpacked_by_a_method_that_needs_no_reactor() -> None:
     assert parameters(DirectoryWriter.remote_unpack) == []
     called = source(DirectoryWriter.remote_unpack)
     assert "tarfile.open(name=self.tarname" in called
-    assert "defer" not in called and "reactor" not in called
+    assert "defer" not in called
+    assert "reactor" not in called
 
 
 def test_our_buffers_are_upstreams() -> None:
