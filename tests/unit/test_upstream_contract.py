@@ -28,6 +28,7 @@ from buildbot.process.builder import Builder
 from buildbot.process.buildstep import BuildStep
 from buildbot.process.factory import BuildFactory
 from buildbot.process.properties import Interpolate, Properties, Secret
+from buildbot.process.remotetransfer import DirectoryWriter
 from buildbot.steps.download_secret_to_worker import (
     DownloadSecretsToWorker,
     RemoveWorkerFileSecret,
@@ -218,6 +219,15 @@ def test_a_protocol_command_is_made_as_we_make_it() -> None:
 def test_a_protocol_command_reaches_the_masters_files(name: str) -> None:
     first = {"upload": "writer", "read": "reader"}[name.split("_")[2]]
     assert parameters(getattr(ProtocolCommandPb, name))[0] == first
+
+
+def test_a_directory_is_unpacked_by_a_method_that_needs_no_reactor() -> None:
+    assert parameters(ProtocolCommandPb.protocol_update_upload_directory) == ["writer"]
+    assert parameters(DirectoryWriter.remote_unpack) == []
+    called = source(DirectoryWriter.remote_unpack)
+    assert "tarfile.open(name=self.tarname" in called
+    assert "defer" not in called
+    assert "reactor" not in called
 
 
 def test_our_buffers_are_upstreams() -> None:
