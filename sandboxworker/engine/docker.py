@@ -33,6 +33,7 @@ from sandboxworker.errors import (
     EngineUnreachable,
     ImageNotFound,
 )
+from sandboxworker.figures import failures_told
 from sandboxworker.spec import ImageFacts
 
 T = TypeVar("T")
@@ -165,6 +166,7 @@ class DockerEngine:
 
     # how
 
+    @failures_told
     async def _call(self, call: str, work: Callable[[Any], T]) -> T:
         """Run one SDK call in a thread of ours; answer or raise within `CALL_DEADLINE`."""
         self._start_threads()
