@@ -1,7 +1,7 @@
 """The documents' code blocks, and how each is known to be true.
 
-Python, TOML and JSON are parsed; every other block says before it, in a comment of its own line,
-``run`` (a test runs it as it stands), ``tried by: FILE`` (that test does what it says) or
+Python, TOML and JSON are parsed, ``text`` is what something prints; every other block says before
+it, in a comment of its own line, ``run`` (a test runs it as it stands), ``tried by: FILE`` (that test does what it says) or
 ``not run: REASON``.
 """
 

@@ -23,6 +23,8 @@ PARSED: dict[str, Callable[[str], Any]] = {
     "python": ast.parse,
     "toml": tomllib.loads,
     "json": json.loads,
+    "text": str,
+    "{toctree}": str,
 }
 BLOCKS = all_blocks()
 RUN = [block for block in BLOCKS if block.mark == "run"]
