@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from documents import ROOT, Block, all_blocks, documents
+from documents import ROOT, Block, all_blocks, blocks, documents
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -38,6 +38,20 @@ def test_the_documents_are_found() -> None:
     names = {str(path.relative_to(ROOT)) for path in documents()}
     assert {"README.md", "docs/policy.md", "seccomp/README.md"} <= names
     assert len(BLOCKS) > 20
+
+
+def test_each_document_is_on_the_site() -> None:
+    """By an entry of a table of contents; a decision's is a pattern."""
+    index = ROOT / "docs" / "index.md"
+    entries = [
+        (index.parent / line).with_suffix(".md").resolve()
+        for block in blocks(index)
+        for line in block.text.splitlines()
+        if line and not line.startswith(":")
+    ]
+    assert [path for path in entries if not path.exists()] == []
+    decisions = {path for path in documents() if path.parent.name == "decisions"}
+    assert set(documents()) - decisions - {index} <= set(entries)
 
 
 def test_each_block_is_parsed_or_says_how_it_was_tried() -> None:
