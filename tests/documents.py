@@ -1,8 +1,8 @@
 """The documents' code blocks, and how each is known to be true.
 
 Python, TOML and JSON are parsed, ``text`` is what something prints; every other block says before
-it, in a comment of its own line, ``run`` (a test runs it as it stands), ``tried by: FILE`` (that test does what it says) or
-``not run: REASON``.
+it, in a comment of its own line, ``run`` (a test runs it as it stands), ``tried by: FILE`` (that
+test does what it says) or ``not run: REASON``.
 """
 
 from __future__ import annotations
