@@ -27,6 +27,8 @@ _NOTED = _TESTS.parent / ".engine" / "host"
 if not os.environ.get("DOCKER_HOST") and _NOTED.is_file():
     os.environ["DOCKER_HOST"] = _NOTED.read_text().strip()
 
+from slow import SLOW  # noqa: E402
+
 from sandboxworker.audit import unheard  # noqa: E402
 from sandboxworker.engine.address import resolve  # noqa: E402
 from sandboxworker.engine.docker import DockerEngine  # noqa: E402
@@ -47,6 +49,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "engine" in getattr(item, "fixturenames", ()):
             item.add_marker("engine")
+        if SLOW > 1:
+            item.add_marker(pytest.mark.timeout(_time_limit(item) * SLOW), append=False)
+
+
+def _time_limit(item: pytest.Item) -> float:
+    """In seconds, as the test's own marker has it, or pyproject.toml."""
+    marker = item.get_closest_marker("timeout")
+    return float(marker.args[0] if marker else item.config.getini("timeout"))
 
 
 # ---- what is left ------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 import attrs
+from slow import SLOW
 from twisted.internet import defer, task
 
 from sandboxworker.engine.interface import (
@@ -44,7 +45,7 @@ async def within(seconds: float, waited_for: Awaitable[T]) -> T:
     else:
         assert isinstance(waited_for, Coroutine)
         result = defer.ensureDeferred(waited_for)
-    result.addTimeout(seconds, reactor)  # type: ignore[arg-type]
+    result.addTimeout(seconds * SLOW, reactor)  # type: ignore[arg-type]
     return await result
 
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
+import attrs
 import docker.errors
 import requests.exceptions
 from twisted.internet import defer, endpoints, ssl, threads
@@ -16,6 +17,7 @@ from twisted.internet.protocol import Factory
 from twisted.python.threadpool import ThreadPool
 
 from sandboxworker.engine.address import EngineAddress
+from sandboxworker.engine.cgroup import memory_peak
 from sandboxworker.engine.health import Health
 from sandboxworker.engine.interface import (
     Created,
@@ -118,7 +120,11 @@ class DockerEngine:
         stats = await self._call(
             "stats", lambda sdk: sdk.stats(container, stream=False, one_shot=True)
         )
-        return usage_of(stats)
+        usage = usage_of(stats)
+        if usage.memory_peak is None and self.address.is_unix:
+            peak = await self._call("inspect container", lambda sdk: _local_peak(sdk, container))
+            return attrs.evolve(usage, memory_peak=peak)
+        return usage
 
     async def remove(self, container: str) -> None:
         try:
@@ -356,6 +362,11 @@ def usage_of(stats: Mapping[str, Any]) -> Usage:
         memory_peak=memory.get("max_usage") or None,
         cpu_seconds=None if total is None else round(total / 1e9, 3),
     )
+
+
+def _local_peak(sdk: Any, container: str) -> int | None:
+    """In a thread: the peak of memory, as this machine's kernel has it."""
+    return memory_peak(container, int(sdk.inspect_container(container)["State"]["Pid"]))
 
 
 def _listed(entry: Mapping[str, Any]) -> Listed:
