@@ -32,6 +32,8 @@ from sandboxworker.errors import (
     NotDestroyed,
     SandboxGone,
 )
+from sandboxworker.proof import prove_disk, prove_kernel
+from sandboxworker.resources import Resources
 from sandboxworker.shared import follow
 from sandboxworker.spec import ContainerSpec, Identity, create_body, exec_environ
 
@@ -125,6 +127,8 @@ class Sandbox:
         self.on_lost: Callable[[Exception], None] = _nobody
         self.on_deadline: Callable[[], None] = _nobody
         self._uids = uids
+        self._resources = Resources(engine, spec)
+        self._is_probe = False
         self._audit = audit
         self._identity: Identity | None = None
         self._container: str | None = None
@@ -195,12 +199,16 @@ class Sandbox:
 
     async def _start(self) -> None:
         try:
+            if self.spec.disk is not None and not self._is_probe:
+                await prove_disk(self.engine, self.spec, self._probe, self.reactor)
             created = await self._create()
             self._move(State.CREATED, spec=self.spec.digest)
             await self._verify(created)
             self._keeper = await self.engine.attach(created.id, _Keeper(self))
             await self.engine.start(created.id)
             self._start_clock()
+            self._resources.started()
+            await prove_kernel(self.engine, created.id, self.spec, self.identity, self.reactor)
             if self._lost is not None:
                 raise self._lost
             self._move(State.READY)
@@ -211,7 +219,7 @@ class Sandbox:
 
     async def _create(self) -> Created:
         for _ in range(_UID_ATTEMPTS):
-            identity = self._new_identity()
+            identity = self._identity = await self._resources.take(self._new_identity())
             try:
                 created = await self.engine.create(identity.name, create_body(self.spec, identity))
             except EngineRefused as error:
@@ -222,6 +230,12 @@ class Sandbox:
             self._container = created.id
             return created
         raise NoFreeUid(self.engine.name, _UID_ATTEMPTS)
+
+    def _probe(self, spec: ContainerSpec) -> Sandbox:
+        """Another one, in which to try what this one relies on."""
+        probe = Sandbox(self.engine, self._uids, spec, self.owner, self.reactor, self._audit)
+        probe._is_probe = True
+        return probe
 
     def _new_identity(self) -> Identity:
         labels = (
@@ -246,6 +260,7 @@ class Sandbox:
         return float(self.reactor.seconds() + self.spec.max_runtime + HARD_DEADLINE_SLACK)
 
     def _give_back_uid(self) -> None:
+        self._resources.give_back()
         if self.spec.user == "auto" and self._identity is not None:
             self._uids.give_back(self._identity.uid)
         self._identity = None
