@@ -26,7 +26,7 @@ images: setup engine ## make the images that are missing or outdated
 	@$(with_engine); .venv/bin/sandboxworker image build
 
 demo: images ## set everything up and build two pull requests, an honest and a hostile one
-	@$(with_engine); .venv/bin/python examples/demo.py
+	@$(with_engine); .venv/bin/python examples/demo.py $(ARGS)
 
 test: images ## set everything up and run the whole test suite
 	@scripts/setup tests

@@ -196,6 +196,8 @@ class SandboxProcess:
             return
         self._over = True
         self.pid = None
+        # What was to be sent is not kept until the next garbage collection.
+        self._stdin, self._written = None, bytearray()
         if self._stream is not None:
             self.sandbox.release(self._stream)
         reason = ended.reason()

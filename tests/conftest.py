@@ -6,10 +6,12 @@ A test that uses the fixture ``engine`` gets the marker of that name; without an
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("engine")
 
 
+def loop_files(folder: str) -> set[str]:
+    """The files below a folder that a loop device of this machine holds."""
+    held = set()
+    for file in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):  # It was let go of meanwhile.
+            held.add(file.read_text().strip())
+    return {name for name in held if name.startswith(f"{folder}/")}
+
+
 # ---- what is left ------------------------------------------------------------------------------
 
 
@@ -63,12 +74,14 @@ class LeftOver:
         self._client: Any = None
         self._volumes: set[str] = set()
         self._mounts: set[str] = set()
+        self._loops: set[str] = set()
 
     def watch(self, client: Any) -> None:
         """An engine is used from now on."""
         self._client = client
         self._volumes = self._volumes_now()
         self._mounts = self._mounts_now()
+        self._loops = self._loops_now()
 
     def found(self) -> list[str]:
         """One line for each thing that is left."""
@@ -78,14 +91,25 @@ class LeftOver:
             if "sandboxworker " in thread.name
         ]
         if self._client is not None:
-            lines += [f"volume {name}" for name in sorted(self._volumes_now() - self._volumes)]
+            lines += [f"volume {name}" for name in self._volumes_left()]
             lines += self._containers_now()
             lines += self._mounts_left()
             self._client.close()
         return lines
 
     def _volumes_now(self) -> set[str]:
-        return {volume["Name"] for volume in self._client.volumes()["Volumes"] or ()}
+        """Those that no container uses."""
+        found = self._client.volumes(filters={"dangling": True})
+        return {volume["Name"] for volume in found["Volumes"] or ()}
+
+    def _volumes_left(self) -> list[str]:
+        """The same for a while: a test of another process may just be making or removing one."""
+        left = self._volumes_now() - self._volumes
+        give_up = time.monotonic() + 10
+        while left and time.monotonic() < give_up:
+            time.sleep(0.5)
+            left &= self._volumes_now()
+        return sorted(left)
 
     def _mounts_now(self) -> set[str]:
         """The engine's mounts on this machine."""
@@ -97,7 +121,13 @@ class LeftOver:
         """What is mounted that was not before, unless it may be some other container's."""
         if self._client.containers():
             return []
-        return [f"mount {place}" for place in sorted(self._mounts_now() - self._mounts)]
+        loops = sorted(self._loops_now() - self._loops)
+        mounts = sorted(self._mounts_now() - self._mounts)
+        return [*(f"loop device {file}" for file in loops), *(f"mount {place}" for place in mounts)]
+
+    def _loops_now(self) -> set[str]:
+        """The files below the engine's folder that a loop device of this machine holds."""
+        return loop_files(self._client.info()["DockerRootDir"])
 
     def _containers_now(self) -> list[str]:
         return [

@@ -65,13 +65,22 @@ def make(engine: str, folder: str, size: int, inodes: int, owner: str) -> LoopDi
     ``owner``: ``uid:gid`` of its top directory.
     Raises `DiskFull` where there is no room, and `DiskRefused` where it cannot be done at all.
     """
+    total = file_size(size, inodes)
     with _refusing(engine, folder), tempfile.TemporaryFile(dir=folder) as file:
-        path, total = f"/proc/self/fd/{file.fileno()}", file_size(size, inodes)
+        path = f"/proc/self/fd/{file.fileno()}"
+        _check_room(file.fileno(), total)
         _run(file.fileno(), "fallocate", "--length", str(total), path)
         _run(file.fileno(), *format_command(path, inodes, owner))
         # Nobody will ever look for lost files here, and builds expect an empty directory.
         _run(file.fileno(), "debugfs", "-w", "-R", "rmdir lost+found", path)
         return LoopDisk(*_attach(file.fileno()))
+
+
+def _check_room(file: int, total: int) -> None:
+    """Before the attempt, which would leave the host without room until it has failed."""
+    found = os.fstatvfs(file)
+    if total > found.f_bavail * found.f_frsize:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def file_size(size: int, inodes: int) -> int:

@@ -48,3 +48,9 @@ def test_trusted_policy_is_valid_and_releases_secrets() -> None:
     assert policy.faults() == ()
     assert policy.releases("token")
     assert not SandboxPolicy.trusted(IMAGE, secrets=["other"]).releases("token")
+
+
+@pytest.mark.parametrize("standby", [-1, True, "3", 1.5, 513])
+def test_wrong_number_of_sandboxes_kept_ready_is_a_configuration_error(standby: object) -> None:
+    with pytest.raises(ConfigErrors, match=r"standby=.*from 0 to 512"), capture_config_errors(True):
+        sandbox_pool("pr", 1, policy=SandboxPolicy(IMAGE), standby=standby)
