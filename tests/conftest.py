@@ -50,13 +50,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("engine")
 
 
-def loop_files(folder: str) -> set[str]:
+def loop_files(folder: str = "/") -> set[str]:
     """The files below a folder that a loop device of this machine holds."""
     held = set()
     for file in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):  # It was let go of meanwhile.
             held.add(file.read_text().strip())
-    return {name for name in held if name.startswith(f"{folder}/")}
+    return {name for name in held if Path(folder) in Path(name).parents}
 
 
 # ---- what is left ------------------------------------------------------------------------------

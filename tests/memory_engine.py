@@ -201,7 +201,7 @@ class MemoryDisk:
     """A disk that is mounted, or not, as a test says."""
 
     device: str
-    mounted: bool = True
+    mounted: bool
     is_held: bool = True
 
     def is_mounted(self) -> bool:
@@ -219,6 +219,7 @@ class MemoryEngine:
     ``failures``: errors that the next calls of a name raise, before they have any effect.
     ``lost_answers``: calls that take effect and whose answer never comes.
     ``hanging``: calls that have no effect and never answer; ``gates``: calls that wait.
+    ``mounts_disks``: whether containers have the disks that were made for them.
     ``deaf``: containers stay although their removal was asked for.
     """
 
@@ -242,6 +243,7 @@ class MemoryEngine:
         self.calls: list[str] = []
         self.executed: list[ExecRequest] = []
         self.disks: list[MemoryDisk] = []
+        self.mounts_disks = True
         self._reactor = reactor
         self._ids = itertools.count(1)
         self._statuses: dict[str, int | None] = {}
@@ -282,7 +284,7 @@ class MemoryEngine:
 
     async def new_disk(self, size: int, inodes: int, owner: str) -> MemoryDisk:
         await self._begin("new_disk")
-        self.disks.append(MemoryDisk(f"/dev/memory{len(self.disks)}"))
+        self.disks.append(MemoryDisk(f"/dev/memory{len(self.disks)}", self.mounts_disks))
         return self.disks[-1]
 
     async def image(self, reference: str) -> ImageFacts:
