@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from buildbot import config
@@ -18,7 +19,13 @@ from sandboxworker.ending import add_properties, before_finish
 from sandboxworker.engine.address import EngineAddress, resolve
 from sandboxworker.engine.docker import ENGINES, DockerEngine
 from sandboxworker.engine.interface import Usage
-from sandboxworker.errors import Actor, EngineError, NotDestroyed, SandboxworkerError
+from sandboxworker.errors import (
+    Actor,
+    EngineError,
+    EngineUnreachable,
+    NotDestroyed,
+    SandboxworkerError,
+)
 from sandboxworker.housekeeping import Housekeeping, housekeeping
 from sandboxworker.migrating import argument_faults, worker_arguments
 from sandboxworker.osrelease import OS_NAMES
@@ -42,7 +49,7 @@ class SandboxLatentWorker(AbstractLatentWorker):
     """A worker that makes a locked-down container for every build, and destroys it afterwards.
 
     ``policy``: a `SandboxPolicy`, or `SandboxPolicies` of which each builder picks one.
-    ``engine``: a URL (``unix:///path`` or ``tcp://host:port``) or an `EngineAddress`;
+    ``engine``: a URL (``unix:///path``, ``tcp://host:port``, ``ssh://host``) or `EngineAddress`;
     without one ``DOCKER_HOST`` is taken, and without that Docker's own socket.
     ``standby``: sandboxes kept ready for each of its policies, shared with all workers of the same
     engine and policy, of which the largest number counts; 0 for none.
@@ -53,6 +60,8 @@ class SandboxLatentWorker(AbstractLatentWorker):
 
     _address: EngineAddress | None = None
     _engine: DockerEngine | None = None
+    #: Ends the watch over the engine's health.
+    _unwatch: Callable[[], None] | None = None
     _sandbox: Sandbox | None = None
     _build_address: EngineAddress | None = None
     _build: Any = None
@@ -106,9 +115,29 @@ class SandboxLatentWorker(AbstractLatentWorker):
         if address == self._address:
             return
         previous, self._address = self._address, address
+        self._watch_no_more()
         self._engine = ENGINES.acquire(address, self.master.reactor)
+        self._unwatch = self._engine.health.watch(self._engine_changed)
         if previous is not None:
             await ENGINES.release(previous)
+
+    def _watch_no_more(self) -> None:
+        unwatch, self._unwatch = self._unwatch, None
+        if unwatch is not None:
+            unwatch()
+
+    def canStartBuild(self) -> bool:
+        """Not while its engine does not answer: other workers' engines may."""
+        is_up = self._engine is not None and self._engine.health.is_up
+        return is_up and bool(super().canStartBuild())
+
+    def _engine_changed(self, is_up: bool) -> None:
+        """What failed while the engine was going down says nothing of it when it is back."""
+        if is_up:
+            self.resetQuarantine()
+            self.stopQuarantineTimer()
+            self._deferwaiter.add(defer.ensureDeferred(self._look_ahead()))
+            self.botmaster.maybeStartBuildsForWorker(self.name)
 
     def _keep_ready(self, address: EngineAddress, count: int) -> defer.Deferred[None]:
         policies = self.policies.policies.values()
@@ -119,12 +148,15 @@ class SandboxLatentWorker(AbstractLatentWorker):
         try:
             for policy in self.policies.policies.values():
                 await self._spec(policy)
+        except EngineUnreachable:
+            return  # Its health is told once for all workers, and looked at again.
         except SandboxworkerError as error:
             log.msg(f"sandboxworker: worker {self.name!r} cannot start builds: {error}")
 
     @defer.inlineCallbacks
     def stopService(self) -> Any:
         yield super().stopService()
+        self._watch_no_more()
         if self._address is not None:
             address, self._address, self._engine = self._address, None, None
             yield self._keep_ready(address, 0)
