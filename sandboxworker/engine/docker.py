@@ -16,11 +16,8 @@ from twisted.internet.protocol import Factory
 from twisted.python.threadpool import ThreadPool
 
 from sandboxworker.engine.address import EngineAddress
-<<<<<<< HEAD
 from sandboxworker.engine.cores import Cores
-=======
 from sandboxworker.engine.health import Health
->>>>>>> main
 from sandboxworker.engine.interface import (
     Created,
     ExecRequest,
@@ -30,13 +27,10 @@ from sandboxworker.engine.interface import (
     StreamReceiver,
     Usage,
 )
-<<<<<<< HEAD
 from sandboxworker.engine.loopdisk import LoopDisk
 from sandboxworker.engine.loopdisk import make as make_disk
 from sandboxworker.engine.proven import Proven
-=======
 from sandboxworker.engine.relay import SshRelay
->>>>>>> main
 from sandboxworker.engine.sdk import root_cause, sdk_client
 from sandboxworker.engine.stream import EngineStream, upgrade_request
 from sandboxworker.engine.uids import UidRange
@@ -76,13 +70,10 @@ class DockerEngine:
         self._client_lock = threading.Lock()
         self._relay = SshRelay(address, reactor) if address.is_ssh else None
         self.uids = UidRange()
-<<<<<<< HEAD
         self.proven = Proven(reactor)
         self.cores = Cores()
         self._host: Host | None = None
-=======
         self.health = Health(self.name, self.ping, reactor)
->>>>>>> main
 
     @property
     def name(self) -> str:
@@ -93,7 +84,6 @@ class DockerEngine:
 
     # control calls
 
-<<<<<<< HEAD
     async def host(self) -> Host:
         if self._host is None:
             self._host = host_facts(await self._call("info", lambda sdk: sdk.info()))
@@ -107,11 +97,10 @@ class DockerEngine:
             "make a disk", lambda _: make_disk(self.name, folder, size, inodes, owner)
         )
         return made
-=======
+
     async def ping(self) -> None:
         """Answers if the engine does."""
         await self._call("ping", lambda sdk: sdk.ping())
->>>>>>> main
 
     async def image(self, reference: str) -> ImageFacts:
         try:
@@ -379,7 +368,6 @@ def image_facts(reference: str, inspected: Mapping[str, Any]) -> ImageFacts:
     )
 
 
-<<<<<<< HEAD
 def host_facts(info: Mapping[str, Any]) -> Host:
     """The facts in an info answer."""
     return Host(
@@ -387,14 +375,14 @@ def host_facts(info: Mapping[str, Any]) -> Host:
         processors=info.get("NCPU") or 0 if info.get("CPUSet") else 0,
         lsm=any("name=apparmor" in option for option in info.get("SecurityOptions") or ()),
     )
-=======
+
+
 def unsupported(version: Mapping[str, Any]) -> str | None:
     """The product in a version answer, if it is one that cannot apply a sandbox."""
     for component in version.get("Components") or ():
         if component.get("Name") == "Podman Engine":
             return f"Podman Engine {component.get('Version', '')}".strip()
     return None
->>>>>>> main
 
 
 def usage_of(stats: Mapping[str, Any]) -> Usage:
