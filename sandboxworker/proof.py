@@ -11,6 +11,7 @@ import attrs
 from twisted.internet import defer
 
 from sandboxworker import kernelview
+from sandboxworker.engine.exitcode import exit_code
 from sandboxworker.engine.interface import Engine, ExecRequest
 from sandboxworker.errors import DiskRefused, ExecFailed, NotConformant
 from sandboxworker.kept import Kept
@@ -21,6 +22,8 @@ from sandboxworker.spec import ContainerSpec, Disk, Identity, Tmpfs
 LOOK_DEADLINE = 20.0
 #: Bytes of what is read.
 _LONGEST_LOOK = 4 * MIB
+#: Characters of what is said instead.
+_COMPLAINT = 300
 
 #: What a disk is tried with.
 PROBE_SIZE, PROBE_INODES = 16 * MIB, 256
@@ -119,10 +122,11 @@ async def ask(
 ) -> str:
     """What a command in a new container prints.
 
-    Raises `ExecFailed` where that has no end in time.
+    Raises `ExecFailed` where it has no end in time, or fails: what a runtime that could not start
+    it complains of comes on the same stream, and is no answer.
     """
     listener = _Listener()
-    _, stream = await engine.exec(container, ExecRequest(argv, user), listener)
+    exec_id, stream = await engine.exec(container, ExecRequest(argv, user), listener)
     listener.over.addTimeout(LOOK_DEADLINE, reactor)
     try:
         await listener.over
@@ -131,7 +135,12 @@ async def ask(
         raise ExecFailed(container[:12], reason) from None
     finally:
         stream.abort()
-    return listener.heard.data.decode(errors="replace")
+    said = listener.heard.data.decode(errors="replace")
+    status = await exit_code(engine, exec_id, reactor)
+    if status != 0:
+        reason = f"a first look ended with {status}: {said.strip()[:_COMPLAINT]}"
+        raise ExecFailed(container[:12], reason)
+    return said
 
 
 class _Listener:

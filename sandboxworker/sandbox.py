@@ -12,6 +12,7 @@ from twisted.internet import defer, task
 
 from sandboxworker.audit import Audit, Event, unheard
 from sandboxworker.conformance import deviations
+from sandboxworker.engine.exitcode import STATUS_DEADLINE, exit_code
 from sandboxworker.engine.interface import (
     Created,
     Engine,
@@ -47,8 +48,6 @@ DESTROY_DEADLINE = 30.0
 #: Under a fork bomb at the pids limit one took 0.7 s.
 KILL_DEADLINE = 10.0
 KILL_ATTEMPTS = 5
-#: Seconds for the exit code to be known after a command's stream has ended.
-STATUS_DEADLINE = 5.0
 #: Seconds past `max_runtime` after which a sandbox is destroyed whatever its build does.
 DEADLINE_GRACE = 30.0
 #: Seconds past `max_runtime` that a start, the grace and a destruction take at their slowest: after
@@ -413,17 +412,8 @@ class Sandbox:
         return await self.exec_status(exec_id)
 
     async def exec_status(self, exec_id: str) -> int | None:
-        """The exit code of a command whose stream has ended; None if the engine does not know.
-
-        The engine closes the stream a moment before it notes the exit code.
-        """
-        pause, give_up = 0.005, self.reactor.seconds() + STATUS_DEADLINE
-        status = await self.engine.exec_status(exec_id)
-        while status is None and self.reactor.seconds() < give_up:
-            await task.deferLater(self.reactor, pause, _nobody)
-            pause = min(pause * 2, 0.5)
-            status = await self.engine.exec_status(exec_id)
-        return status
+        """The exit code of a command whose stream has ended; None if the engine does not know."""
+        return await exit_code(self.engine, exec_id, self.reactor, STATUS_DEADLINE)
 
     async def usage(self) -> Usage:
         """What the sandbox has used so far, from the engine; nothing when it does not say."""

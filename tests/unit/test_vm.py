@@ -151,6 +151,7 @@ def test_wheels_are_fetched_for_the_machines_own_python() -> None:
     wanted = packages.requirements()
     assert any(each.startswith("buildbot>=") for each in wanted)
     assert any(each.startswith("pytest-timeout") for each in wanted)
+    assert not any(each.startswith("sandboxworker") for each in wanted)
     command = packages.download_command("python3", Path("/wheels"), wanted)
     assert "--python-version=3.11" in command
     assert command[-len(wanted) :] == wanted

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,18 @@ def requirements(project: Path = PROJECT) -> list[str]:
     """What the project and its tests need of Python packages."""
     with (project / "pyproject.toml").open("rb") as file:
         about: dict[str, Any] = tomllib.load(file)["project"]
-    return [*about["dependencies"], *about["optional-dependencies"]["test"]]
+    return [*about["dependencies"], *_extra(about, "test")]
+
+
+def _extra(about: Mapping[str, Any], name: str) -> Iterator[str]:
+    """An extra's packages, and those of the project's other extras that it names."""
+    own = re.compile(rf"{re.escape(about['name'])}\[(\w+)\]")
+    for wanted in about["optional-dependencies"][name]:
+        match = own.fullmatch(wanted)
+        if match:
+            yield from _extra(about, match[1])
+        else:
+            yield wanted
 
 
 def download_command(python: str, folder: Path, wanted: Iterable[str]) -> list[str]:
