@@ -54,6 +54,10 @@ def test_without_the_end_it_is_no_success(text: str, in_time: bool, outcome: Out
     assert outcome.value != 0
 
 
+def test_terminal_is_left_as_it_is() -> None:
+    assert heard("\x1bc\x1b[?7l\x1b[2J\x1b[0mSeaBIOS\r\n")[1] == ["SeaBIOS"]
+
+
 # ---- the process ---------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ Pure: no clock, no process.
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Callable
 
 import attrs
@@ -31,6 +32,8 @@ _WORDS = {
     Outcome.HUNG: "the tests were not over in time; the machine was switched off",
 }
 _LINE_LIMIT = 1 << 16
+#: What a terminal would obey; the firmware clears the screen.
+_ESCAPES = re.compile(r"\x1b(?:c|\[[0-9;?]*[A-Za-z])")
 
 
 @attrs.define
@@ -52,7 +55,7 @@ class Console:
         *lines, rest = (self._rest + data).split(b"\n")
         self._rest = rest[-_LINE_LIMIT:]
         for line in lines:
-            self._line(line.rstrip(b"\r").decode(errors="replace"))
+            self._line(_ESCAPES.sub("", line.rstrip(b"\r").decode(errors="replace")))
 
     def _line(self, line: str) -> None:
         word, _, told = line.partition(" ")
