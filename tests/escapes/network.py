@@ -61,7 +61,8 @@ ATTEMPTS = (
         "link = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
         "link.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)\n"
         "tell(link.sendto, b'?', ('255.255.255.255', 67))"), "ENETUNREACH", _OWN_NETWORK),
-    _socket("sctp", "open an SCTP socket", "2, 1, 132", "EPERM", Otherwise("EPROTONOSUPPORT|EINVAL")),
+    _socket("sctp", "open an SCTP socket", "2, 1, 132", "EPERM",
+            Otherwise("EPROTONOSUPPORT|EINVAL")),
     _socket("dccp", "open a DCCP socket", "2, 6, 33", "EPERM", Otherwise("EPROTONOSUPPORT|EINVAL")),
     _socket("mptcp", "open an MPTCP socket", "2, 1, 262", "EPERM",
             Otherwise("EPROTONOSUPPORT|EINVAL")),
