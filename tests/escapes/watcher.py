@@ -100,7 +100,6 @@ class Watcher:
     def _look(self) -> dict[str, Any]:
         found: dict[str, Any] = dict(_host())
         found["canary"] = sorted((p.name, p.read_text()) for p in self._folder.iterdir())
-        found["mounts"] = _mounts_below(self.root)
         for container in self._containers.values():
             found |= container.look()
         return found
@@ -115,9 +114,10 @@ def _host() -> Iterator[tuple[str, Any]]:
     yield "host name", os.uname().nodename
 
 
-def _mounts_below(root: str) -> list[str]:
+def _mounts_below(*places: str) -> list[str]:
+    """The host's own mounts in these places."""
     lines = Path("/proc/self/mounts").read_text().splitlines()
-    return sorted(line for line in lines if line.split()[1].startswith(root))
+    return sorted(line for line in lines if line.split()[1].startswith(places))
 
 
 class _Container:
@@ -128,6 +128,7 @@ class _Container:
         found = client.inspect_container(name)
         self._keeper = found["State"]["Pid"]
         self._layer = Path(found["GraphDriver"]["Data"]["UpperDir"])
+        self._folders = (str(self._layer.parent), str(Path(found["HostsPath"]).parent))
         self._groups = [path for path in _cgroups(self._keeper) if path.is_dir()]
 
     def look(self) -> dict[str, Any]:
@@ -141,6 +142,7 @@ class _Container:
         }
         found[f"{short} mounts"] = _read(f"/proc/{self._keeper}/mountinfo")
         found[f"{short} namespaces"] = _namespaces(self._keeper)
+        found[f"{short} outside"] = _mounts_below(*self._folders)
         found[f"{short} files"] = self._written()
         found[f"{short} own cgroups"] = [
             str(path) for group in self._groups for path in group.iterdir() if path.is_dir()
