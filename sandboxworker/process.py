@@ -16,10 +16,17 @@ from twisted.protocols.basic import FileSender
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from sandboxworker import launch, shells
 from sandboxworker.engine.interface import STDERR, STDOUT, Stream
-from sandboxworker.errors import EngineError, EngineRefused, ExecFailed, SandboxGone
+from sandboxworker.errors import (
+    EngineError,
+    EngineRefused,
+    EngineTimeout,
+    ExecFailed,
+    SandboxGone,
+)
 from sandboxworker.kept import Kept
-from sandboxworker.launch import Ended, Marked, launch
+from sandboxworker.launch import Ended, Marked
 from sandboxworker.sandbox import Sandbox
 from sandboxworker.unexpected import unexpected
 
@@ -28,6 +35,8 @@ _TAIL_SECONDS = 2.0
 
 #: The engine's exit code for a command that it could not start.
 _NOT_STARTED = 126
+#: Our own shell lines' exit code where the command's directory cannot be entered.
+_NO_DIRECTORY = 125
 
 
 @implementer(interfaces.IProcessTransport, interfaces.IConsumer, interfaces.IPushProducer)
@@ -57,14 +66,14 @@ class SandboxProcess:
         self._environ = None if environ is None else dict(environ)
         self._directory = directory
         self._tty = tty
-        word = "\x1e" + secrets.token_hex(8)
-        self._word = word
-        self._marked = {channel: Marked(word.encode() + b" ") for channel in (STDOUT, STDERR)}
+        self._new_word()
         self._stdin = stdin
         self._written = bytearray()
         self._stdin_open = stdin is None
         self._stream: Stream | None = None
         self._exec_id = ""
+        #: While a waiting shell has been given the command and has not said that it took it.
+        self._offer: shells.Offer | None = None
         self._closed: set[int] = set()
         self._signalled: int | None = None
         self._paused = False
@@ -83,10 +92,60 @@ class SandboxProcess:
         """Whether the end has been told."""
         return self._over
 
+    def _new_word(self) -> None:
+        self._word = word = "\x1e" + secrets.token_hex(8)
+        self._marked = {channel: Marked(word.encode() + b" ") for channel in (STDOUT, STDERR)}
+
     async def _run(self) -> None:
+        if not await self._run_in_waiting_shell():
+            await self._run_in_new_shell()
+
+    async def _run_in_waiting_shell(self) -> bool:
+        """Whether it was begun, or may have been, in a shell that waited for a command."""
+        stdin, size = self._whole_stdin()
+        lines = launch.lines(self._word, self._directory, self._argv, size, self._environ)
+        if lines is None or self._tty or (stdin is None and self._stdin_open):
+            return False
+        shell = await shells.take(self.sandbox)
+        if shell is None or not self.sandbox.is_ready:
+            return False
+        self._exec_id, self._stream = shell.hand_over(self)
+        if self._over:
+            self.sandbox.release(self._stream)
+            return True
+        self._stream.write(lines)
+        if not await self._is_taken(shell):
+            self.sandbox.release(self._stream)
+            self._stream = None
+            self._new_word()
+            return False
+        self._go_on(stdin)
+        return True
+
+    async def _is_taken(self, shell: shells.WaitingShell) -> bool:
+        """Whether the shell took the command; False only where it is dead and has not."""
+        self._offer = offer = shells.Offer(self.sandbox, shell)
+        answer = await offer.answer()
+        self._offer = None
+        if answer is None and not self._over:
+            late = EngineTimeout(self.sandbox.engine.name, "command", shells.ANSWER_DEADLINE)
+            self.sandbox.lose(await self.sandbox.blame(late))
+        return answer is not False or self._over or not await self._is_dead()
+
+    async def _is_dead(self) -> bool:
+        """Whether the engine says that the shell has ended; if not, that end is the command's."""
+        status = None
+        if self.sandbox.is_ready and self._signalled != signal.SIGKILL:
+            with contextlib.suppress(EngineError):
+                status = await self.sandbox.exec_status(self._exec_id)
+        if status in (None, _NO_DIRECTORY):
+            await self._ask(None)
+        return status not in (None, _NO_DIRECTORY) and self.pid is None and not self._over
+
+    async def _run_in_new_shell(self) -> None:
         stdin, size = self._whole_stdin()
         streaming = stdin is None and self._stdin_open
-        argv = launch(self._word, self._directory, self._argv, size, self._environ)
+        argv = launch.launch(self._word, self._directory, self._argv, size, self._environ)
         try:
             self._exec_id, self._stream = await self.sandbox.exec(
                 argv,
@@ -100,6 +159,11 @@ class SandboxProcess:
             return
         if self._over:
             self.sandbox.release(self._stream)
+            return
+        self._go_on(stdin)
+
+    def _go_on(self, stdin: Any) -> None:
+        if self._stream is None or self._over:
             return
         if self._paused:
             self._stream.pause()
@@ -136,12 +200,20 @@ class SandboxProcess:
         output = marked.feed(data)
         if channel == STDOUT and self.pid is None and marked.words:
             self.pid = _number(marked.words.pop(0))
-            self._send_early_signal()
+            self._begun()
         if output:
             self._give(channel, output)
         if self._is_told():
             kind, _, status = self._marked[STDOUT].words[0].partition(" ")
             self._end(self._told(kind, min(_number(status), 255)))
+
+    def _begun(self) -> None:
+        """It told its pid."""
+        if self._offer is not None:
+            self._offer.tell(True)
+        if self.sandbox.anticipates:
+            shells.prepare(self.sandbox)
+        self._send_early_signal()
 
     def _is_told(self) -> bool:
         """The end is told on each stream behind the last byte of that stream."""
@@ -150,7 +222,9 @@ class SandboxProcess:
 
     def stream_ended(self, reason: Exception | None) -> None:
         """The streams ended, and nothing was told: only the engine knows the end, if it does."""
-        if not self._over:
+        if self._offer is not None:
+            self._offer.tell(False)
+        elif not self._over:
             asking = defer.ensureDeferred(self._ask(reason))
             asking.addErrback(unexpected(f"sandbox {self.sandbox.id}: asking for a command's end"))
 
@@ -196,6 +270,8 @@ class SandboxProcess:
             return
         self._over = True
         self.pid = None
+        if self._offer is not None:
+            self._offer.tell(True)
         # What was to be sent is not kept until the next garbage collection.
         self._stdin, self._written = None, bytearray()
         if self._stream is not None:
@@ -302,7 +378,8 @@ class SandboxProcess:
 
     def pauseProducing(self) -> None:
         self._paused = True
-        if self._stream is not None:
+        # The answer to an offer must be heard; nothing else comes before it.
+        if self._stream is not None and self._offer is None:
             self._stream.pause()
 
     def resumeProducing(self) -> None:

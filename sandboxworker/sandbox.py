@@ -129,6 +129,10 @@ class Sandbox:
         self.state = State.NEW
         self.on_lost: Callable[[Exception], None] = _nobody
         self.on_deadline: Callable[[], None] = _nobody
+        #: Whether another command is expected after the one that runs.
+        self.anticipates = False
+        #: What waits inside for that command (`shells.WaitingShell`), if anything.
+        self.waiting: Any = None
         self._uids = uids
         self._audit = audit
         self._waits = waits

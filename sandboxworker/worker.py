@@ -12,7 +12,7 @@ from twisted.internet import defer
 from twisted.python import log
 from twisted.python.failure import Failure
 
-from sandboxworker import seccomp
+from sandboxworker import seccomp, shells
 from sandboxworker.connection import SandboxConnection
 from sandboxworker.ending import add_properties, before_finish
 from sandboxworker.engine.address import EngineAddress, resolve
@@ -67,6 +67,8 @@ class SandboxLatentWorker(AbstractLatentWorker):
     _is_expired = False
     _failure: str | None = None
     _is_ending = False
+    #: The destruction of the sandbox before this one.
+    _going: defer.Deferred[None] | None = None
 
     # configuration
 
@@ -125,6 +127,7 @@ class SandboxLatentWorker(AbstractLatentWorker):
     @defer.inlineCallbacks
     def stopService(self) -> Any:
         yield super().stopService()
+        yield self._going
         if self._address is not None:
             address, self._address, self._engine = self._address, None, None
             yield self._keep_ready(address, 0)
@@ -190,6 +193,7 @@ class SandboxLatentWorker(AbstractLatentWorker):
         sandbox.on_deadline = self._deadline_reached
         if kept is None:
             await sandbox.start()
+            shells.prepare(sandbox)  # While Buildbot makes ready.
         else:
             kept.claim(owner, audit)
         return sandbox
@@ -289,8 +293,15 @@ class SandboxLatentWorker(AbstractLatentWorker):
         return defer.ensureDeferred(self._stop_instance())
 
     async def _stop_instance(self) -> None:
+        """The next build need not wait for this sandbox's end, only for that of the one before."""
         sandbox, self._sandbox, self._build = self._sandbox, None, None
         address, self._build_address = self._build_address, None
+        before, self._going = self._going, defer.ensureDeferred(self._destroy(sandbox, address))
+        self._going.addErrback(unexpected(f"worker {self.name!r}: destroying its sandbox"))
+        if before is not None:
+            await before
+
+    async def _destroy(self, sandbox: Sandbox | None, address: EngineAddress | None) -> None:
         try:
             if sandbox is not None:
                 await sandbox.destroy()

@@ -397,6 +397,17 @@ def test_a_build_knows_its_number_and_id_before_its_worker_starts() -> None:
     assert start.index("self.buildid, self.number = ") < start.index("substantiate_if_needed")
 
 
+# ---- what comes next -----------------------------------------------------------------------------
+
+
+def test_a_build_takes_its_next_step_from_the_front_of_its_list() -> None:
+    build = Build([])
+    build.steps, build.conn = ["first", "second"], object()
+    build.terminate = build.stopped = False
+    assert build.getNextStep() == "first"
+    assert build.steps == ["second"]
+
+
 # ---- git steps -----------------------------------------------------------------------------------
 
 
