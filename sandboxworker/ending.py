@@ -44,10 +44,3 @@ def before_finish(
 
 async def _done(work: Awaitable[None]) -> None:
     await work
-
-
-async def add_properties(build: Any, properties: dict[str, Any], source: str) -> None:
-    """Set them, and have them stored now; Buildbot does so after each step only."""
-    for name, value in properties.items():
-        build.setProperty(name, value, source)
-    await build.master.data.updates.setBuildProperties(build.buildid, build)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from buildbot import config
@@ -14,11 +15,17 @@ from twisted.python.failure import Failure
 
 from sandboxworker import seccomp, shells
 from sandboxworker.connection import SandboxConnection
-from sandboxworker.ending import add_properties, before_finish
+from sandboxworker.ending import before_finish
 from sandboxworker.engine.address import EngineAddress, resolve
 from sandboxworker.engine.docker import ENGINES, DockerEngine
 from sandboxworker.engine.interface import Usage
-from sandboxworker.errors import Actor, EngineError, NotDestroyed, SandboxworkerError
+from sandboxworker.errors import (
+    Actor,
+    EngineError,
+    EngineUnreachable,
+    NotDestroyed,
+    SandboxworkerError,
+)
 from sandboxworker.housekeeping import Housekeeping, housekeeping
 from sandboxworker.migrating import argument_faults, worker_arguments
 from sandboxworker.osrelease import OS_NAMES
@@ -26,6 +33,7 @@ from sandboxworker.outcome import outcome
 from sandboxworker.policies import PROPERTY, SandboxPolicies, as_policies
 from sandboxworker.policy import SandboxPolicy, show_seconds
 from sandboxworker.portless import allow_no_protocols
+from sandboxworker.properties import give
 from sandboxworker.sandbox import Owner, Sandbox
 from sandboxworker.spec import UID_RANGE, ContainerSpec, build_spec
 from sandboxworker.trust import check_trust, ignored_choice
@@ -42,7 +50,7 @@ class SandboxLatentWorker(AbstractLatentWorker):
     """A worker that makes a locked-down container for every build, and destroys it afterwards.
 
     ``policy``: a `SandboxPolicy`, or `SandboxPolicies` of which each builder picks one.
-    ``engine``: a URL (``unix:///path`` or ``tcp://host:port``) or an `EngineAddress`;
+    ``engine``: a URL (``unix:///path``, ``tcp://host:port``, ``ssh://host``) or `EngineAddress`;
     without one ``DOCKER_HOST`` is taken, and without that Docker's own socket.
     ``standby``: sandboxes kept ready for each of its policies, shared with all workers of the same
     engine and policy, of which the largest number counts; 0 for none.
@@ -53,6 +61,8 @@ class SandboxLatentWorker(AbstractLatentWorker):
 
     _address: EngineAddress | None = None
     _engine: DockerEngine | None = None
+    #: Ends the watch over the engine's health.
+    _unwatch: Callable[[], None] | None = None
     _sandbox: Sandbox | None = None
     _build_address: EngineAddress | None = None
     _build: Any = None
@@ -67,6 +77,9 @@ class SandboxLatentWorker(AbstractLatentWorker):
     _is_expired = False
     _failure: str | None = None
     _is_ending = False
+    #: The name of the current build's policy, and its properties on their way to the database.
+    _picked: str | None = None
+    _given: defer.Deferred[None]
     #: The destruction of the sandbox before this one.
     _going: defer.Deferred[None] | None = None
 
@@ -108,9 +121,29 @@ class SandboxLatentWorker(AbstractLatentWorker):
         if address == self._address:
             return
         previous, self._address = self._address, address
+        self._watch_no_more()
         self._engine = ENGINES.acquire(address, self.master.reactor)
+        self._unwatch = self._engine.health.watch(self._engine_changed)
         if previous is not None:
             await ENGINES.release(previous)
+
+    def _watch_no_more(self) -> None:
+        unwatch, self._unwatch = self._unwatch, None
+        if unwatch is not None:
+            unwatch()
+
+    def canStartBuild(self) -> bool:
+        """Not while its engine does not answer: other workers' engines may."""
+        is_up = self._engine is not None and self._engine.health.is_up
+        return is_up and bool(super().canStartBuild())
+
+    def _engine_changed(self, is_up: bool) -> None:
+        """What failed while the engine was going down says nothing of it when it is back."""
+        if is_up:
+            self.resetQuarantine()
+            self.stopQuarantineTimer()
+            self._deferwaiter.add(defer.ensureDeferred(self._look_ahead()))
+            self.botmaster.maybeStartBuildsForWorker(self.name)
 
     def _keep_ready(self, address: EngineAddress, count: int) -> defer.Deferred[None]:
         policies = self.policies.policies.values()
@@ -121,6 +154,8 @@ class SandboxLatentWorker(AbstractLatentWorker):
         try:
             for policy in self.policies.policies.values():
                 await self._spec(policy)
+        except EngineUnreachable:
+            return  # Its health is told once for all workers, and looked at again.
         except SandboxworkerError as error:
             log.msg(f"sandboxworker: worker {self.name!r} cannot start builds: {error}")
 
@@ -128,6 +163,7 @@ class SandboxLatentWorker(AbstractLatentWorker):
     def stopService(self) -> Any:
         yield super().stopService()
         yield self._going
+        self._watch_no_more()
         if self._address is not None:
             address, self._address, self._engine = self._address, None, None
             yield self._keep_ready(address, 0)
@@ -137,7 +173,7 @@ class SandboxLatentWorker(AbstractLatentWorker):
 
     def start_instance(self, build: Any) -> defer.Deferred[bool]:
         self._build = build
-        self._refused_by, self._failure = None, None
+        self._refused_by, self._failure, self._picked = None, None, None
         self._is_expired = self._is_ending = False
         before_finish(build, lambda result: self._conclude(build, result), lambda: self._failure)
         return defer.ensureDeferred(self._start_instance())
@@ -161,7 +197,7 @@ class SandboxLatentWorker(AbstractLatentWorker):
         if ignored is not None:
             log.msg(f"sandboxworker: worker {self.name!r}: {ignored}")
             await self._build._preparation_step.addCompleteLog("sandboxworker", f"{ignored}\n")
-        self._build.setProperty(PROPERTY, name, "SandboxLatentWorker")
+        self._picked = name
 
     async def _not_started(self, error: SandboxworkerError) -> None:
         """Tell why in the build's own log, in one sentence.
@@ -170,6 +206,8 @@ class SandboxLatentWorker(AbstractLatentWorker):
         stopped already, as this one then is.
         """
         self._refused_by = error.actor
+        if self._picked is not None:
+            self._build.setProperty(PROPERTY, self._picked, _SOURCE)
         build, sentence = self._build, f"worker {self.name!r}: {error}"
         log.msg(f"sandboxworker: {sentence}")
         step = build._preparation_step
@@ -189,6 +227,7 @@ class SandboxLatentWorker(AbstractLatentWorker):
         kept = self._house.take_ready(engine.address, spec)
         sandbox = kept or Sandbox(engine, engine.uids, spec, owner, self.master.reactor, audit)
         self._sandbox = sandbox
+        self._given = defer.ensureDeferred(self._give_properties(self._build, sandbox))
         sandbox.on_lost = self._sandbox_lost
         sandbox.on_deadline = self._deadline_reached
         if kept is None:
@@ -220,7 +259,9 @@ class SandboxLatentWorker(AbstractLatentWorker):
         os_name = await OS_NAMES.of(sandbox)
         if sandbox is not self._sandbox:  # The build was stopped meanwhile.
             return
-        self._set_properties(sandbox)
+        await self._given
+        if sandbox is not self._sandbox:
+            return
         connection = SandboxConnection(self, sandbox, self._policy, os_name)
         if await self.master.workers.newConnection(connection, self.name):
             await self.attached(connection)
@@ -237,14 +278,15 @@ class SandboxLatentWorker(AbstractLatentWorker):
                 workerinfo=connection.shown_info(),
             )
 
-    def _set_properties(self, sandbox: Sandbox) -> None:
+    async def _give_properties(self, build: Any, sandbox: Sandbox) -> None:
         """So that a build can be told apart, and found in the audit log, by its sandbox."""
-        for name, value in (
-            ("sandbox_id", sandbox.id),
-            ("sandbox_image_id", sandbox.spec.image_id),
-            ("sandbox_spec", sandbox.spec.digest),
-        ):
-            self._build.setProperty(name, value, _SOURCE)
+        properties = {
+            PROPERTY: self._picked,
+            "sandbox_id": sandbox.id,
+            "sandbox_image_id": sandbox.spec.image_id,
+            "sandbox_spec": sandbox.spec.digest,
+        }
+        await give(build, properties, _SOURCE)
 
     async def _conclude(self, build: Any, result: str) -> None:
         """Its last step is over: what it has used, and how it ended, as properties and for audit.
@@ -271,7 +313,7 @@ class SandboxLatentWorker(AbstractLatentWorker):
         if sandbox is not None:
             sandbox.conclude(**known)
         properties = {f"sandbox_{name}": value for name, value in known.items()}
-        await add_properties(build, properties, _SOURCE)
+        await give(build, properties, _SOURCE)
 
     async def _usage(self, sandbox: Sandbox | None) -> Usage:
         if sandbox is None:
