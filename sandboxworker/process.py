@@ -35,6 +35,8 @@ _TAIL_SECONDS = 2.0
 
 #: The engine's exit code for a command that it could not start.
 _NOT_STARTED = 126
+#: Bytes of each output that a waiting shell may write before it takes its command.
+_MOST_EARLY = 4096
 #: Our own shell lines' exit code where the command's directory cannot be entered.
 _NO_DIRECTORY = 125
 
@@ -74,6 +76,8 @@ class SandboxProcess:
         self._exec_id = ""
         #: While a waiting shell has been given the command and has not said that it took it.
         self._offer: shells.Offer | None = None
+        #: What came meanwhile: a complaint of the shell's, or its build's mischief.
+        self._early = {channel: Kept(_MOST_EARLY) for channel in (STDOUT, STDERR)}
         self._closed: set[int] = set()
         self._signalled: int | None = None
         self._paused = False
@@ -139,6 +143,7 @@ class SandboxProcess:
             with contextlib.suppress(EngineError):
                 status = await self.sandbox.exec_status(self._exec_id)
         if status in (None, _NO_DIRECTORY):
+            self._give_early()
             await self._ask(None)
         return status not in (None, _NO_DIRECTORY) and self.pid is None and not self._over
 
@@ -201,16 +206,31 @@ class SandboxProcess:
         if channel == STDOUT and self.pid is None and marked.words:
             self.pid = _number(marked.words.pop(0))
             self._begun()
-        if output:
+        if output and self._offer is not None and self.pid is None:
+            self._keep_early(channel, output)
+        elif output:
             self._give(channel, output)
         if self._is_told():
             kind, _, status = self._marked[STDOUT].words[0].partition(" ")
             self._end(self._told(kind, min(_number(status), 255)))
 
+    def _keep_early(self, channel: int, output: bytes) -> None:
+        """Bounded, since nobody may be told to wait before the answer has come."""
+        self._early[channel].add(output)
+        if self._offer is not None and self._early[channel].is_cut:
+            self._offer.give_up()
+
+    def _give_early(self) -> None:
+        for channel, kept in self._early.items():
+            if kept.data:
+                self._give(channel, bytes(kept.data))
+                kept.data.clear()
+
     def _begun(self) -> None:
         """It told its pid."""
         if self._offer is not None:
             self._offer.tell(True)
+            self._give_early()
         if self.sandbox.anticipates:
             shells.prepare(self.sandbox)
         self._send_early_signal()

@@ -125,6 +125,11 @@ class Offer:
             if not self._told.called:
                 self._told.callback(None)
 
+    def give_up(self) -> None:
+        """Wait for no answer any more: it behaves as no shell of ours does."""
+        if not self._told.called:
+            self._told.callback(None)
+
     async def answer(self) -> bool | None:
         """True when it took the command, False when its streams ended without a word.
 

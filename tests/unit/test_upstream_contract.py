@@ -11,6 +11,7 @@ import inspect
 import re
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import buildbot
@@ -20,7 +21,6 @@ from buildbot.changes.gitpoller import GitPoller
 from buildbot.config.master import MasterConfig
 from buildbot.data import properties as build_properties
 from buildbot.data import workers
-from buildbot.data.properties import Properties
 from buildbot.db.model import Model
 from buildbot.master import BuildMaster
 from buildbot.plugins import schedulers
@@ -424,7 +424,7 @@ def test_a_build_knows_its_number_and_id_before_its_worker_starts() -> None:
 def test_a_builds_properties_are_rows_with_these_columns_and_their_event_has_this_key() -> None:
     columns = {column.name for column in Model.build_properties.columns}
     assert columns == {"buildid", "name", "value", "source"}
-    source = inspect.getsource(Properties.generateUpdateEvent)
+    source = inspect.getsource(build_properties.Properties.generateUpdateEvent)
     assert '("builds", str(buildid), "properties", "update")' in source.replace("'", '"')
 
 
@@ -432,10 +432,9 @@ def test_a_builds_properties_are_rows_with_these_columns_and_their_event_has_thi
 
 
 def test_a_build_takes_its_next_step_from_the_front_of_its_list() -> None:
-    build = Build([])
-    build.steps, build.conn = ["first", "second"], object()
-    build.terminate = build.stopped = False
-    assert build.getNextStep() == "first"
+    build = SimpleNamespace(steps=[], conn=object(), terminate=False, stopped=False)
+    build.steps = ["first", "second"]
+    assert Build.getNextStep(build) == "first"
     assert build.steps == ["second"]
 
 
