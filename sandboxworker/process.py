@@ -16,7 +16,7 @@ from twisted.protocols.basic import FileSender
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from sandboxworker import launch, shells
+from sandboxworker import figures, launch, shells
 from sandboxworker.engine.interface import STDERR, STDOUT, Stream
 from sandboxworker.errors import (
     EngineError,
@@ -33,12 +33,18 @@ from sandboxworker.unexpected import unexpected
 #: How long the last output of a killed command is waited for.
 _TAIL_SECONDS = 2.0
 
+#: Seconds within which the engine knows that a command has ended whose stream it has closed itself;
+#: where a stream was cut on its way the command went on.
+_NOTED_WITHIN = 1.0
+
+#: What is told of a command that ended with 0, but not with the words that it does so with: a build
+#: that takes the place of our shell.
+_UNTOLD = 126
+
 #: The engine's exit code for a command that it could not start.
 _NOT_STARTED = 126
 #: Bytes of each output that a waiting shell may write before it takes its command.
 _MOST_EARLY = 4096
-#: Our own shell lines' exit code where the command's directory cannot be entered.
-_NO_DIRECTORY = 125
 
 
 @implementer(interfaces.IProcessTransport, interfaces.IConsumer, interfaces.IPushProducer)
@@ -82,11 +88,13 @@ class SandboxProcess:
         self._signalled: int | None = None
         self._paused = False
         self._over = False
+        self._asked_at = 0.0
 
     # start
 
     def start(self) -> None:
         """Tell the protocol, then run; everything further reaches the protocol."""
+        self._asked_at = self.sandbox.reactor.seconds()
         self.proto.makeConnection(self)
         running = defer.ensureDeferred(self._run())
         running.addErrback(unexpected(f"sandbox {self.sandbox.id}: running a command"))
@@ -134,18 +142,26 @@ class SandboxProcess:
         if answer is None and not self._over:
             late = EngineTimeout(self.sandbox.engine.name, "command", shells.ANSWER_DEADLINE)
             self.sandbox.lose(await self.sandbox.blame(late))
-        return answer is not False or self._over or not await self._is_dead()
+        if answer is not False or self._over:
+            return True
+        return not await self._is_dead(offer.reason)
 
-    async def _is_dead(self) -> bool:
-        """Whether the engine says that the shell has ended; if not, that end is the command's."""
-        status = None
-        if self.sandbox.is_ready and self._signalled != signal.SIGKILL:
+    async def _is_dead(self, reason: Exception | None) -> bool:
+        """Whether the shell was killed before it began; if that is not sure, its end is told.
+
+        A stream that was cut on its way tells nothing, and a status that is none of a signal's may
+        be the command's.
+        """
+        asked, status = self.sandbox.reactor.seconds(), None
+        if reason is None and self.sandbox.is_ready and self._signalled != signal.SIGKILL:
             with contextlib.suppress(EngineError):
                 status = await self.sandbox.exec_status(self._exec_id)
-        if status in (None, _NO_DIRECTORY):
+        is_late = self.sandbox.reactor.seconds() - asked > _NOTED_WITHIN
+        is_dead = status is not None and status > 128 and not is_late and self.pid is None
+        if not is_dead:
             self._give_early()
-            await self._ask(None)
-        return status not in (None, _NO_DIRECTORY) and self.pid is None and not self._over
+            await self._ask(reason)
+        return is_dead and not self._over
 
     async def _run_in_new_shell(self) -> None:
         stdin, size = self._whole_stdin()
@@ -228,6 +244,8 @@ class SandboxProcess:
 
     def _begun(self) -> None:
         """It told its pid."""
+        seconds = self.sandbox.reactor.seconds() - self._asked_at
+        figures.command_started(self.sandbox.engine.name, seconds)
         if self._offer is not None:
             self._offer.tell(True)
             self._give_early()
@@ -243,7 +261,7 @@ class SandboxProcess:
     def stream_ended(self, reason: Exception | None) -> None:
         """The streams ended, and nothing was told: only the engine knows the end, if it does."""
         if self._offer is not None:
-            self._offer.tell(False)
+            self._offer.tell(False, reason)
         elif not self._over:
             asking = defer.ensureDeferred(self._ask(reason))
             asking.addErrback(unexpected(f"sandbox {self.sandbox.id}: asking for a command's end"))
@@ -252,12 +270,16 @@ class SandboxProcess:
         if not self.sandbox.is_ready:
             self._end(Ended())
             return
+        asked = self.sandbox.reactor.seconds()
         try:
-            status = await self.sandbox.exec_status(self._exec_id)
+            status = None if reason else await self.sandbox.exec_status(self._exec_id)
         except EngineError as error_:
             status, reason = None, error_
         if status == _NOT_STARTED and self.pid is None:
             self._give(STDERR, self._why_not_started().encode())
+        if status == 0:
+            # The end of the output is missing: never success.
+            status = None if self.sandbox.reactor.seconds() - asked > _NOTED_WITHIN else _UNTOLD
         if status is None:
             self.sandbox.lose(reason or SandboxGone(self.sandbox.id, "unsure of a command's end"))
             self._end(Ended())

@@ -115,12 +115,14 @@ class Offer:
     def __init__(self, sandbox: Sandbox, shell: WaitingShell) -> None:
         self._sandbox = sandbox
         self._shell = shell
+        self.reason: Exception | None = None
         self._is_taken: bool | None = None
         self._told: defer.Deferred[None] = defer.Deferred()
 
-    def tell(self, is_taken: bool) -> None:
-        """It told the command's pid, or its streams ended."""
+    def tell(self, is_taken: bool, reason: Exception | None = None) -> None:
+        """It told the command's pid, or its streams ended; why, where not in order."""
         if self._is_taken is None:
+            self.reason = reason
             self._is_taken = is_taken
             if not self._told.called:
                 self._told.callback(None)

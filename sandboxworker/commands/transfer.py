@@ -33,6 +33,8 @@ _PACK = '[ -d "$1" ] || exit 66; cd -- "$1" && exec tar -cf - .'
 #: GNU tar's exit code when a file changed while it was read.
 _CHANGED_MEANWHILE = 1
 _FETCH_BLOCK = 256 * 1024
+#: Bytes that are held before they are passed on, whatever a step asks for.
+_LARGEST_BLOCK = 1024 * 1024
 #: Bytes that two times take.
 _MAX_TIMES = 64
 #: Bytes of headers and padding a member may have, long names included.
@@ -125,12 +127,12 @@ class UploadFile(WorkerFileUploadCommand):
 
 
 class _Sender(ProcessProtocol):
-    """Passes a process's output on in blocks, and lets it wait while one is under way."""
+    """Passes a process's output on in whole blocks, and lets it wait while one is under way."""
 
     transport: Any
 
     def __init__(self, blocksize: int, write: Any) -> None:
-        self._blocksize = blocksize
+        self._blocksize = min(blocksize, _LARGEST_BLOCK)
         self._write = write
         self._buffer = bytearray()
         self._busy = False
@@ -142,14 +144,22 @@ class _Sender(ProcessProtocol):
 
     def outReceived(self, data: bytes) -> None:
         self._buffer += data
-        if not self._busy:
-            self._busy = True
+        if not self._busy and len(self._buffer) >= self._blocksize:
             self.transport.pauseProducing()
-            passing = defer.ensureDeferred(self._pass_on())
-            passing.addErrback(self._failed)
+            self._begin()
+
+    def _begin(self) -> None:
+        self._busy = True
+        passing = defer.ensureDeferred(self._pass_on())
+        passing.addErrback(self._failed)
+
+    def _is_due(self) -> bool:
+        """Whether there is a whole block, or the last one."""
+        is_last = self._ended is not None and bool(self._buffer)
+        return is_last or len(self._buffer) >= self._blocksize
 
     async def _pass_on(self) -> None:
-        while self._buffer:
+        while self._is_due():
             block = bytes(self._buffer[: self._blocksize])
             del self._buffer[: len(block)]
             if not await self._write(block):
@@ -175,7 +185,7 @@ class _Sender(ProcessProtocol):
     def processEnded(self, reason: Failure) -> None:
         self._ended = reason
         if not self._busy:
-            self._finish_or_go_on()
+            self._begin()
 
     def _finish_or_go_on(self) -> None:
         if self._ended is None:
