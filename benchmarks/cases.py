@@ -76,17 +76,19 @@ def note(into: dict[str, list[float]], name: str, value: float) -> None:
     into.setdefault(name, []).append(value)
 
 
-async def _each_kind(bench: Bench, kinds: Sequence[str], build: str, rounds: int) -> Any:
-    """Builds of each kind in turn; the first round warms up."""
+async def _each_kind(
+    bench: Bench, kinds: Sequence[str], build: str, rounds: int, warm: int = 1
+) -> Any:
+    """Builds of each kind in turn; the first rounds warm up."""
     first: dict[str, list[float]] = {}
     finish: dict[str, list[float]] = {}
-    for turn in range(rounds + 1):
+    for turn in range(rounds + warm):
         for kind in kinds:
             if READY in kinds:
                 await bench.are_ready(1)
             await pause(REST)
             times = await bench.timed(f"{kind}/{build}")
-            if turn:
+            if turn >= warm:
                 note(first, kind, times.first_step)
                 note(finish, kind, times.finish)
     return first, finish
@@ -147,7 +149,7 @@ async def project(setting: Setting) -> Outcome:
             kinds, {"project": build}, setting.worker_image, cpus=cpus, memory="2g", tmp="512m"
         )
         async with running(config) as bench:
-            _, finish = await _each_kind(bench, kinds, "project", 3)
+            _, finish = await _each_kind(bench, kinds, "project", 3, warm=0)
     return Outcome(
         "s",
         finish,
@@ -189,7 +191,7 @@ async def log(setting: Setting) -> Outcome:
         max_step_output="200m",
     )
     async with running(config) as bench:
-        _, finish = await _each_kind(bench, kinds, "log", 2)
+        _, finish = await _each_kind(bench, kinds, "log", 2, warm=0)
     return Outcome("s", finish, (Ratio("100 MB of log, ready ÷ LocalWorker", READY, LOCAL, 1.2),))
 
 
@@ -224,8 +226,8 @@ async def transfer(setting: Setting) -> Outcome:
             max_upload="1g",
         )
         async with running(config) as bench:
-            _, downs = await _each_kind(bench, kinds, "down", 2)
-            _, ups = await _each_kind(bench, kinds, "up", 2)
+            _, downs = await _each_kind(bench, kinds, "down", 2, warm=0)
+            _, ups = await _each_kind(bench, kinds, "up", 2, warm=0)
     return Outcome(
         "s",
         {
@@ -258,21 +260,16 @@ async def throughput(setting: Setting) -> Outcome:
             shm="8m",
         )
         async with running(config) as bench:
-            for turn in range(2):
-                for kind in KINDS:
-                    await bench.are_ready(count)
-                    await pause(REST)
-                    builds = max(4, 2 * count)
-                    before = cpu_seconds()
-                    seconds = await bench.together(f"{kind}/one", builds)
-                    name = f"{kind}, {count} workers"
-                    if turn:
-                        note(rates, name, 60 * builds / seconds)
-                        note(
-                            rates,
-                            f"{name}, master's CPU s a build",
-                            (cpu_seconds() - before) / builds,
-                        )
+            for kind in KINDS * 2:
+                await bench.are_ready(count)
+                await pause(REST)
+                builds = max(4, 2 * count)
+                before = cpu_seconds()
+                seconds = await bench.together(f"{kind}/one", builds)
+                name = f"{kind}, {count} workers"
+                note(rates, name, 60 * builds / seconds)
+                each = (cpu_seconds() - before) / builds
+                note(rates, f"{name}, master's CPU s a build", each)
     return Outcome(
         "builds a minute",
         rates,

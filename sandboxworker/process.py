@@ -65,7 +65,7 @@ class SandboxProcess:
         directory: str,
         *,
         tty: bool = False,
-        stdin: io.BufferedIOBase | io.BytesIO | None = None,
+        stdin: Any = None,
     ) -> None:
         self.pid: int | None = None
         self.sandbox = sandbox
@@ -196,13 +196,18 @@ class SandboxProcess:
     def _whole_stdin(self) -> tuple[Any, int | None]:
         """The stdin that is known in full by now, and its length."""
         if self._stdin is not None:
-            return self._stdin, _length(self._stdin)
+            size = getattr(self._stdin, "size", None)
+            return self._stdin, _length(self._stdin) if size is None else int(size)
         if self._stdin_open or not self._written:
             return None, None
         return io.BytesIO(bytes(self._written)), len(self._written)
 
     def _send(self, stdin: Any) -> None:
-        sending = FileSender().beginFileTransfer(stdin, _Consumer(self._stream))
+        consumer = _Consumer(self._stream)
+        if hasattr(stdin, "begin"):
+            sending = stdin.begin(consumer)
+        else:
+            sending = FileSender().beginFileTransfer(stdin, consumer)
         sending.addErrback(lambda _: None)  # The stream ended first; that is told elsewhere.
 
     def _not_started(self, reason: Exception) -> None:
@@ -552,7 +557,8 @@ def spawn_process(
 
     ``environ``: exactly what the process sees; None for the sandbox's minimal one.
     ``directory``: where it starts; made if it is not there.
-    ``stdin``: a seekable file that is sent as the process's input, streamed.
+    ``stdin``: a seekable file that is sent as the process's input, streamed; or what has ``size``
+    bytes and sends them to a consumer when told to ``begin``, until a Deferred fires.
     """
     process = SandboxProcess(sandbox, protocol, argv, environ, directory, tty=tty, stdin=stdin)
     process.start()
