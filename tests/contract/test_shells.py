@@ -142,8 +142,12 @@ async def test_a_shell_that_the_build_tampered_with_costs_time_and_nothing_else(
     assert tampered.exit_code == 0, tampered
     sandbox.waiting = waiting
     once = await sh(sandbox, "echo run >>/tmp/times; exit 3")
-    assert once.exit_code == 3
-    assert (await sh(sandbox, "cat /tmp/times")).stdout == b"run\n"
+    if once.exit_code == 126:
+        # The shell ended as if it had run the command: nobody can tell, and it is a failure.
+        assert how == "given other lines"
+    else:
+        assert once.exit_code == 3
+        assert (await sh(sandbox, "cat /tmp/times")).stdout == b"run\n"
 
 
 @pytest_twisted.ensureDeferred
