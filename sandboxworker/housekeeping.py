@@ -182,6 +182,10 @@ class Housekeeping(ReconfigurableServiceMixin, SharedService):
         """How many sandboxes wait for a build on this engine."""
         return self._standbys[address].ready if address in self._standbys else 0
 
+    def ready_by_engine(self) -> dict[str, int]:
+        """How many sandboxes wait for a build, by the engine's address."""
+        return {str(address): each.ready for address, each in self._standbys.items()}
+
     def _new_standby(self, address: EngineAddress) -> Standby:
         engine = ENGINES.acquire(address, self.master.reactor)
         return Standby(

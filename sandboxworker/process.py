@@ -16,6 +16,7 @@ from twisted.protocols.basic import FileSender
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from sandboxworker import figures
 from sandboxworker.engine.interface import STDERR, STDOUT, Stream
 from sandboxworker.errors import EngineError, EngineRefused, ExecFailed, SandboxGone
 from sandboxworker.kept import Kept
@@ -25,6 +26,14 @@ from sandboxworker.unexpected import unexpected
 
 #: How long the last output of a killed command is waited for.
 _TAIL_SECONDS = 2.0
+
+#: Seconds within which the engine knows that a command has ended whose stream it has closed itself;
+#: where a stream was cut on its way the command went on.
+_NOTED_WITHIN = 1.0
+
+#: What is told of a command that ended with 0, but not with the words that it does so with: a build
+#: that takes the place of our shell.
+_UNTOLD = 126
 
 #: The engine's exit code for a command that it could not start.
 _NOT_STARTED = 126
@@ -69,11 +78,13 @@ class SandboxProcess:
         self._signalled: int | None = None
         self._paused = False
         self._over = False
+        self._asked_at = 0.0
 
     # start
 
     def start(self) -> None:
         """Tell the protocol, then run; everything further reaches the protocol."""
+        self._asked_at = self.sandbox.reactor.seconds()
         self.proto.makeConnection(self)
         running = defer.ensureDeferred(self._run())
         running.addErrback(unexpected(f"sandbox {self.sandbox.id}: running a command"))
@@ -136,6 +147,8 @@ class SandboxProcess:
         output = marked.feed(data)
         if channel == STDOUT and self.pid is None and marked.words:
             self.pid = _number(marked.words.pop(0))
+            seconds = self.sandbox.reactor.seconds() - self._asked_at
+            figures.command_started(self.sandbox.engine.name, seconds)
             self._send_early_signal()
         if output:
             self._give(channel, output)
@@ -158,12 +171,16 @@ class SandboxProcess:
         if not self.sandbox.is_ready:
             self._end(Ended())
             return
+        asked = self.sandbox.reactor.seconds()
         try:
-            status = await self.sandbox.exec_status(self._exec_id)
+            status = None if reason else await self.sandbox.exec_status(self._exec_id)
         except EngineError as error_:
             status, reason = None, error_
         if status == _NOT_STARTED and self.pid is None:
             self._give(STDERR, self._why_not_started().encode())
+        if status == 0:
+            # The end of the output is missing: never success.
+            status = None if self.sandbox.reactor.seconds() - asked > _NOTED_WITHIN else _UNTOLD
         if status is None:
             self.sandbox.lose(reason or SandboxGone(self.sandbox.id, "unsure of a command's end"))
             self._end(Ended())

@@ -88,6 +88,11 @@ _DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, at the end.")
 @click.option("--print-spec", is_flag=True, help="Print what the engine would be asked, and stop.")
+@click.option(
+    "--explain-denied",
+    is_flag=True,
+    help="Name the system calls that the profile refused; the image needs strace.",
+)
 @click.argument("command", nargs=-1, metavar="[-- COMMAND...]")
 def try_(
     image: str | None,
@@ -106,6 +111,7 @@ def try_(
     artifacts: tuple[str, ...],
     as_json: bool,
     print_spec: bool,
+    explain_denied: bool,
     command: tuple[str, ...],
 ) -> None:
     """Run COMMAND, or a builder's steps, on the current directory's files, in a build's sandbox.
@@ -139,7 +145,7 @@ def try_(
     """
     _check(
         builder is not None,
-        {"COMMAND": command, "--artifact": artifacts},
+        {"COMMAND": command, "--artifact": artifacts, "--explain-denied": explain_denied},
         {
             "--master-cfg": master_cfg,
             "--repository": repository,
@@ -158,7 +164,9 @@ def try_(
         # Late, so that --help and wrong options answer at once.
         if builder is None:
             from sandboxworker.cli.attempt import Ways, run_attempt
+            from sandboxworker.cli.denied import explained
 
+            command = explained(command) if explain_denied and command else command
             ways = Ways(
                 shell=shell,
                 keep_on_failure=keep_on_failure,
