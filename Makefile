@@ -8,7 +8,7 @@ ARGS ?= $(TOXARGS)
 # Ends a recipe's first line: the commands after it speak to the engine that `make engine` names.
 with_engine = export DOCKER_HOST="$$(scripts/engine url)"
 
-.PHONY: help setup engine engine-stop images demo test clean
+.PHONY: help setup engine engine-stop images demo test docs clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -26,11 +26,14 @@ images: setup engine ## make the images that are missing or outdated
 	@$(with_engine); .venv/bin/sandboxworker image build
 
 demo: images ## set everything up and build two pull requests, an honest and a hostile one
-	@$(with_engine); .venv/bin/python examples/demo.py
+	@$(with_engine); .venv/bin/python examples/demo.py $(ARGS)
 
 test: images ## set everything up and run the whole test suite
 	@scripts/setup tests
 	@$(with_engine); .venv/bin/tox run $(ARGS)
+
+docs: setup ## make the documents as a site, in .tox/docs/site
+	@.venv/bin/tox run -e docs
 
 clean: ## undo all of it, the private engine included
 	@scripts/clean

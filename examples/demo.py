@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import click
 import docker
 from buildbot.process.results import FAILURE, SUCCESS, Results
 from demo_master import Master
@@ -42,7 +43,9 @@ REASON = re.compile(r"^sandboxworker: ([^;,]*)", re.MULTILINE)
 ATTEMPT_COUNT = re.compile(r"^ATTEMPTS (\d+)$", re.MULTILINE)
 
 #: In a log file nobody knows the width; the longest lines are the table's.
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 130)
+console = Console(
+    highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 130, record=True
+)
 
 
 def say(text: str) -> None:
@@ -87,6 +90,7 @@ class Follower:
     """Prints every step of the builds as it ends, and a sign of life in between."""
 
     master: Master
+    containers: Containers
     requests: list[PullRequest]
     _printed: set[int] = attrs.field(factory=set)
     _started: float = attrs.field(factory=time.monotonic)
@@ -103,6 +107,7 @@ class Follower:
                 time.sleep(0.5)
 
     def _look(self) -> bool:
+        self.containers.look(self.master)
         builds = self.master.builds()
         for request in self.requests:
             if request.ref in builds:
@@ -230,6 +235,8 @@ class Containers:
     """The engine's containers, as far as they are of the demo's master."""
 
     def __init__(self) -> None:
+        #: Else that none is left would show nothing.
+        self.seen: set[str] = set()
         try:
             self._engine = docker.from_env(timeout=30)
             self._engine.ping()
@@ -239,16 +246,21 @@ class Containers:
                 "Start one with `make engine`, or name yours in DOCKER_HOST."
             ) from error
 
+    def look(self, master: Master) -> None:
+        """Note what there is now."""
+        self.seen |= set(self._names(master))
+
     def left(self, master: Master) -> list[str]:
         """Whatever is still there after the time that it has to vanish."""
         deadline = time.monotonic() + VANISH_SECONDS
-        while names := self._names(f"sandboxworker.master={master.id}"):
+        while names := self._names(master):
             if time.monotonic() > deadline:
                 return names
             time.sleep(0.2)
         return []
 
-    def _names(self, label: str) -> list[str]:
+    def _names(self, master: Master) -> list[str]:
+        label = f"sandboxworker.master={master.id}"
         found = self._engine.containers.list(
             all=True, ignore_removed=True, filters={"label": label}
         )
@@ -272,10 +284,10 @@ def submit(project: Project) -> list[PullRequest]:
     return requests
 
 
-def build(master: Master, project: Project) -> list[Check]:
+def build(master: Master, project: Project, containers: Containers) -> list[Check]:
     """Both pull requests, from the push to the last line of the tables."""
     requests = submit(project)
-    Follower(master, requests).follow()
+    Follower(master, containers, requests).follow()
     outcomes = {request.name: outcome_of(master, request) for request in requests}
     print_attempts(attempts_of(outcomes["hostile"]))
     checks = list(checks_of(outcomes["honest"], outcomes["hostile"]))
@@ -295,17 +307,29 @@ def run(directory: Path) -> list[Check]:
     try:
         master.start()
         say(f"a Buildbot master runs: {master.url}")
-        checks = build(master, project)
+        checks = build(master, project, containers)
     finally:
         say("stopping the master")
         stopped = master.stop()
-    left = containers.left(master)
+    left, seen = containers.left(master), len(containers.seen)
+    checks.append(Check("each had a container of its own", seen >= 2))
     checks.append(Check("the master stopped when it was asked to", stopped))
     checks.append(Check(f"no container is left{': ' * bool(left)}{', '.join(left)}", not left))
     return checks
 
 
-def main() -> int:
+@click.command(help="Build an honest and a hostile pull request, and show what each got.")
+@click.option("--picture", type=click.Path(dir_okay=False), help="Write the output as SVG, too.")
+def main(picture: str | None) -> None:
+    code = demo()
+    if picture is not None:
+        # The reader's own monospaced font will do: nothing is to be fetched for a picture.
+        svg = re.sub(r"@font-face \{.*?\}", "", console.export_svg(title="make demo"), flags=re.S)
+        Path(picture).write_text(svg)
+    sys.exit(code)
+
+
+def demo() -> int:
     directory = Path(tempfile.mkdtemp(prefix="sandboxworker-demo-"))
     keep = False
     try:
@@ -328,4 +352,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -19,6 +19,8 @@ from urllib.request import urlopen
 
 from demo_project import DemoError
 
+from sandboxworker.identity import read_id
+
 HERE = Path(__file__).resolve().parent
 BUILDBOT = Path(sys.executable).with_name("buildbot")
 
@@ -49,7 +51,7 @@ class Master:
     @property
     def id(self) -> str:
         """What the labels of its containers call it."""
-        return (self.directory / "sandboxworker.id").read_text().strip()
+        return read_id(self.directory)
 
     # ---- life --------------------------------------------------------------------------------
 

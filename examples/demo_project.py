@@ -6,6 +6,7 @@ The project is Zstandard, from the source package of the Debian release that thi
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -65,15 +66,27 @@ def _download(cache: Path) -> None:
         environ = _private_apt(Path(private))
         downloads = Path(private, "downloads")
         downloads.mkdir()
-        updated = _apt(environ, "update")
-        fetched = _apt(environ, "source", "--download-only", SOURCE_PACKAGE, cwd=downloads)
-        if fetched.returncode != 0:
+        tried = [_apt(environ, "update")]
+        for package in _versions(environ):
+            tried.append(_apt(environ, "source", "--download-only", package, cwd=downloads))
+            if _archives(downloads):
+                break
+        else:
             raise DemoError(
-                f"apt cannot fetch the source package {SOURCE_PACKAGE}:\n"
-                + _complaints(updated, fetched)
+                f"apt cannot fetch the source package {SOURCE_PACKAGE}:\n" + _complaints(*tried)
             )
         for path in downloads.iterdir():
             shutil.move(path, cache / path.name)
+
+
+def _versions(environ: dict[str, str]) -> list[str]:
+    """What to ask apt for, one after the other: a mirror may list more than it has."""
+    shown = subprocess.run(
+        ["apt-cache", "showsrc", "--only-source", SOURCE_PACKAGE],
+        env=environ, capture_output=True, text=True, check=False,
+    ).stdout  # fmt: skip
+    versions = re.findall(r"^Version: (\S+)$", shown, re.MULTILINE)
+    return [f"{SOURCE_PACKAGE}={version}" for version in versions] or [SOURCE_PACKAGE]
 
 
 def _private_apt(directory: Path) -> dict[str, str]:

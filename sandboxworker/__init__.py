@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sandboxworker.housekeeping import SandboxAudit as SandboxAudit
+    from sandboxworker.metrics import SandboxMetrics as SandboxMetrics
     from sandboxworker.policies import SandboxPolicies as SandboxPolicies
     from sandboxworker.policy import SandboxPolicy as SandboxPolicy
     from sandboxworker.pool import sandbox_pool as sandbox_pool
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SandboxAudit",
     "SandboxLatentWorker",
+    "SandboxMetrics",
     "SandboxPolicies",
     "SandboxPolicy",
     "sandbox_pool",
@@ -22,6 +24,7 @@ __all__ = [
 _HOMES = {
     "SandboxAudit": "sandboxworker.housekeeping",
     "SandboxLatentWorker": "sandboxworker.worker",
+    "SandboxMetrics": "sandboxworker.metrics",
     "SandboxPolicies": "sandboxworker.policies",
     "SandboxPolicy": "sandboxworker.policy",
     "sandbox_pool": "sandboxworker.pool",

@@ -20,10 +20,12 @@ from typing import Any, Protocol
 
 import attrs
 from twisted.internet import threads
+from twisted.python.failure import Failure
 
 from sandboxworker.audit import Event
 from sandboxworker.auditfile import FILE, KEEP, ROTATE_AT, AuditFile
 from sandboxworker.policy import parse_size
+from sandboxworker.unexpected import unexpected
 
 #: Lines kept for a sink that fails; the oldest are given up.
 PENDING = 1000
@@ -134,6 +136,8 @@ class AuditLog:
         self._now = now
         self._outlets: list[_Outlet] = []
         self._retry: Any = None
+        #: Told of each event in this process, once it is written.
+        self.listeners: list[Callable[[Event], None]] = []
 
     async def use(self, sinks: Iterable[Sink]) -> None:
         """Write to these from now on, and to no other."""
@@ -151,6 +155,14 @@ class AuditLog:
         for outlet in self._outlets:
             outlet.give(line)
         self._drain()
+        self._tell(event)
+
+    def _tell(self, event: Event) -> None:
+        try:
+            for listener in self.listeners:
+                listener(event)
+        except Exception:  # Whoever tells of an event must not fail for it.
+            unexpected(f"counting {event.name}")(Failure())
 
     def _line(self, event: Event) -> str:
         return event.json_line(self._now(), self._master)
@@ -162,6 +174,7 @@ class AuditLog:
                 told = Event("audit.lost", fields={"sink": outlet.name, "count": lost})
                 outlet.give(self._line(told))
                 outlet.drain()
+                self._tell(told)
         if self._retry is None and any(outlet.has_pending for outlet in self._outlets):
             self._retry = self._reactor.callLater(RETRY_SECONDS, self._try_again)
 

@@ -129,6 +129,20 @@ class EngineUnreachable(EngineError):
         )
 
 
+class EngineUnsupported(EngineError):
+    """An engine that answers, and cannot do what a sandbox needs."""
+
+    actor = Actor.OPERATOR
+
+    def __init__(self, engine: str, product: str) -> None:
+        self.product = product
+        super().__init__(
+            f"container engine {engine} is {product}, which cannot apply a sandbox as asked",
+            details="its Docker-compatible API refuses the limits of the writable places",
+            resolution="Use Docker Engine; docs/engines.md lists what is missing",
+        )
+
+
 class EngineTimeout(EngineError):
     """An engine call passed its deadline; whether it took effect is unknown."""
 

@@ -1,12 +1,13 @@
-"""What the sandboxed workers of one master share: its identity, its audit log and its reaper.
+"""What the sandboxed workers of one master share: identity, audit log, reaper, sandboxes ready.
 
 Made by the first worker that needs it; stopped after the last one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import attrs
 from buildbot import config
@@ -14,14 +15,17 @@ from buildbot.util.service import BuildbotService, ReconfigurableServiceMixin, S
 from twisted.internet import defer, task
 from twisted.python import log
 
-from sandboxworker import identity
+from sandboxworker import identity, pressure
 from sandboxworker.audit import Audit, Event
 from sandboxworker.auditlog import AuditLog, AuditSettings
 from sandboxworker.engine.address import EngineAddress
 from sandboxworker.engine.docker import ENGINES
 from sandboxworker.identity import Identity
+from sandboxworker.policy import SandboxPolicy
 from sandboxworker.reaper import Reaper
 from sandboxworker.sandbox import Sandbox
+from sandboxworker.spec import ContainerSpec
+from sandboxworker.standby import Standby
 from sandboxworker.unexpected import unexpected
 
 #: Seconds between two looks at the engines, and until the first one after a start or reconfigure.
@@ -78,6 +82,7 @@ class Housekeeping(ReconfigurableServiceMixin, SharedService):
         self._clock: Any = None
         self._first: Any = None
         self._sweeps: dict[EngineAddress, defer.Deferred[None]] = {}
+        self._standbys: dict[EngineAddress, Standby] = {}
 
     @property
     def basedir(self) -> Path:
@@ -107,6 +112,7 @@ class Housekeeping(ReconfigurableServiceMixin, SharedService):
     def stopService(self) -> Any:
         yield super().stopService()
         self._clock.stop()
+        yield self._stop_standbys(list(self._standbys))
         if self._first.active():
             self._first.cancel()
         for sweep in list(self._sweeps.values()):
@@ -150,6 +156,59 @@ class Housekeeping(ReconfigurableServiceMixin, SharedService):
         if self._reaper is not None:
             ENGINES.acquire(address, self.master.reactor)
             self._reaper.adopt(sandbox, lambda: ENGINES.release(address))
+
+    # sandboxes kept ready
+
+    def keep_ready(
+        self, worker: str, address: EngineAddress, policies: Iterable[SandboxPolicy], count: int
+    ) -> defer.Deferred[None]:
+        """Have this many ready for a worker, and none elsewhere; 0 where it wishes none.
+
+        The result fires when what nobody wishes any more is gone.
+        """
+        if count > 0 and address not in self._standbys:
+            self._standbys[address] = self._new_standby(address)
+        for place, standby in self._standbys.items():
+            standby.wish(worker, policies, count if place == address else 0)
+        unwanted = [place for place, each in self._standbys.items() if not each.is_wanted]
+        return self._stop_standbys(unwanted)
+
+    def take_ready(self, address: EngineAddress, spec: ContainerSpec) -> Sandbox | None:
+        """A sandbox that is exactly this, if one is ready."""
+        standby = self._standbys.get(address)
+        return None if standby is None else standby.take(spec)
+
+    def ready_on(self, address: EngineAddress) -> int:
+        """How many sandboxes wait for a build on this engine."""
+        return self._standbys[address].ready if address in self._standbys else 0
+
+    def ready_by_engine(self) -> dict[str, int]:
+        """How many sandboxes wait for a build, by the engine's address."""
+        return {str(address): each.ready for address, each in self._standbys.items()}
+
+    def _new_standby(self, address: EngineAddress) -> Standby:
+        engine = ENGINES.acquire(address, self.master.reactor)
+        return Standby(
+            engine,
+            engine.uids,
+            self.identity.id,
+            self.master.reactor,
+            self.audit.record,
+            # What another machine has left is not known here.
+            is_short=pressure.is_short_here if address.is_unix else lambda: False,
+            adopt=lambda sandbox: self.adopt(sandbox, address),
+        )
+
+    def _stop_standbys(self, places: Iterable[EngineAddress]) -> defer.Deferred[None]:
+        stopping = [self._stop_standby(place, self._standbys.pop(place)) for place in places]
+        over: Any = defer.DeferredList([defer.ensureDeferred(each) for each in stopping])
+        return cast(defer.Deferred[None], over.addCallback(lambda _: None))
+
+    async def _stop_standby(self, address: EngineAddress, standby: Standby) -> None:
+        try:
+            await standby.stop()
+        finally:
+            await ENGINES.release(address)
 
     # the reaper
 

@@ -16,6 +16,7 @@ from twisted.protocols.basic import FileSender
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from sandboxworker import figures
 from sandboxworker.engine.interface import STDERR, STDOUT, Stream
 from sandboxworker.errors import EngineError, EngineRefused, ExecFailed, SandboxGone
 from sandboxworker.kept import Kept
@@ -70,11 +71,13 @@ class SandboxProcess:
         self._signalled: int | None = None
         self._paused = False
         self._over = False
+        self._asked_at = 0.0
 
     # start
 
     def start(self) -> None:
         """Tell the protocol, then run; everything further reaches the protocol."""
+        self._asked_at = self.sandbox.reactor.seconds()
         self.proto.makeConnection(self)
         running = defer.ensureDeferred(self._run())
         running.addErrback(unexpected(f"sandbox {self.sandbox.id}: running a command"))
@@ -137,6 +140,8 @@ class SandboxProcess:
         output = marked.feed(data)
         if channel == STDOUT and self.pid is None and marked.words:
             self.pid = _number(marked.words.pop(0))
+            seconds = self.sandbox.reactor.seconds() - self._asked_at
+            figures.command_started(self.sandbox.engine.name, seconds)
             self._send_early_signal()
         if output:
             self._give(channel, output)
@@ -199,6 +204,8 @@ class SandboxProcess:
             return
         self._over = True
         self.pid = None
+        # What was to be sent is not kept until the next garbage collection.
+        self._stdin, self._written = None, bytearray()
         if self._stream is not None:
             self.sandbox.release(self._stream)
         reason = ended.reason()

@@ -36,6 +36,7 @@ from sandboxworker.errors import (
     StartTimeout,
 )
 from sandboxworker.limits import Counts
+from sandboxworker.phases import Phases
 from sandboxworker.shared import follow
 from sandboxworker.spec import ContainerSpec, Identity, create_body, exec_environ
 
@@ -112,6 +113,8 @@ LIVING: dict[str, Sandbox] = {}
 class Sandbox:
     """One locked-down container.
 
+    ``waits``: seconds that it may be kept ready until a build claims it; 0 where it is a build's
+    from its start.
     ``on_lost(reason)`` is called when it ends without being asked to;
     ``on_deadline()`` when ``max_runtime`` is over, `DEADLINE_GRACE` seconds before it is
     destroyed regardless.
@@ -125,6 +128,8 @@ class Sandbox:
         owner: Owner,
         reactor: Any,
         audit: Audit = unheard,
+        *,
+        waits: float = 0.0,
     ) -> None:
         self.id = secrets.token_hex(8)
         self.engine = engine
@@ -138,6 +143,9 @@ class Sandbox:
         self.counts = Counts()
         self._uids = uids
         self._audit = audit
+        self._waits = waits
+        self._ready_at: float | None = None
+        self._phases = Phases(reactor.seconds)
         self._identity: Identity | None = None
         self._container: str | None = None
         self._keeper: Stream | None = None
@@ -158,6 +166,11 @@ class Sandbox:
     def is_ready(self) -> bool:
         """Whether commands can be run in it now."""
         return self.state is State.READY
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was ready; 0 before."""
+        return 0.0 if self._ready_at is None else float(self.reactor.seconds() - self._ready_at)
 
     @property
     def lost(self) -> Exception | None:
@@ -206,6 +219,7 @@ class Sandbox:
         it fails with `StartTimeout`.
         """
         LIVING[self.id] = self
+        self._phases.begin()
         self._starting = defer.ensureDeferred(self._start())
         self._starting.addTimeout(START_DEADLINE, self.reactor, self._start_timed_out)
         return self._starting
@@ -217,21 +231,39 @@ class Sandbox:
         try:
             self._doing = "create container"
             created = await self._create()
+            self._phases.over("create")
             self._move(State.CREATED, spec=self.spec.digest)
             self._doing = "inspect container"
             await self._verify(created)
+            self._phases.over("verify")
             self._doing = "attach"
             self._keeper = await self.engine.attach(created.id, _Keeper(self))
+            self._phases.over("attach")
             self._doing = "start container"
             await self.engine.start(created.id)
-            self._start_clock()
+            self._phases.over("start")
+            if not self._waits:
+                self._start_clock()
             if self._lost is not None:
                 raise self._lost
-            self._move(State.READY)
+            self._ready_at = self.reactor.seconds()
+            self._move(State.READY, phases=self._phases.seconds)
         except BaseException:
             self._starting = None
             self._destroy_unasked()
             raise
+
+    def claim(self, owner: Owner, audit: Audit) -> None:
+        """Give what was kept ready to a build, whose time begins now.
+
+        Raises `SandboxGone` where it is not ready any more.
+        """
+        self._require(State.READY)
+        self.owner, self._audit, waited = owner, audit, round(self.age, 3)
+        self._start_clock()
+        self.record(
+            "sandbox.claimed", engine=self.engine.name, container=self._container, waited=waited
+        )
 
     async def _create(self) -> Created:
         for _ in range(_UID_ATTEMPTS):
@@ -267,7 +299,8 @@ class Sandbox:
         return self._identity
 
     def _hard_deadline(self) -> float:
-        return float(self.reactor.seconds() + self.spec.max_runtime + HARD_DEADLINE_SLACK)
+        longest = self._waits + self.spec.max_runtime + HARD_DEADLINE_SLACK
+        return float(self.reactor.seconds() + longest)
 
     def _give_back_uid(self) -> None:
         if self.spec.user == "auto" and self._identity is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from buildbot import config
@@ -17,7 +18,13 @@ from sandboxworker.connection import SandboxConnection
 from sandboxworker.ending import Ending
 from sandboxworker.engine.address import EngineAddress, resolve
 from sandboxworker.engine.docker import ENGINES, DockerEngine
-from sandboxworker.errors import Actor, EngineError, NotDestroyed, SandboxworkerError
+from sandboxworker.errors import (
+    Actor,
+    EngineError,
+    EngineUnreachable,
+    NotDestroyed,
+    SandboxworkerError,
+)
 from sandboxworker.housekeeping import Housekeeping, housekeeping
 from sandboxworker.migrating import argument_faults, worker_arguments
 from sandboxworker.osrelease import OS_NAMES
@@ -27,7 +34,7 @@ from sandboxworker.portless import allow_no_protocols
 from sandboxworker.reconfigured import Reconfigured
 from sandboxworker.retries import MAX_RETRIES, retries_faults
 from sandboxworker.sandbox import Owner, Sandbox
-from sandboxworker.spec import ContainerSpec, build_spec
+from sandboxworker.spec import UID_RANGE, ContainerSpec, build_spec
 from sandboxworker.trust import check_trust, ignored_choice
 from sandboxworker.unexpected import unexpected
 
@@ -38,10 +45,12 @@ class SandboxLatentWorker(Reconfigured, AbstractLatentWorker):
     """A worker that makes a locked-down container for every build, and destroys it afterwards.
 
     ``policy``: a `SandboxPolicy`, or `SandboxPolicies` of which each builder picks one.
-    ``engine``: a URL (``unix:///path`` or ``tcp://host:port``) or an `EngineAddress`;
+    ``engine``: a URL (``unix:///path``, ``tcp://host:port``, ``ssh://host``) or `EngineAddress`;
     without one ``DOCKER_HOST`` is taken, and without that Docker's own socket.
     ``max_retries``: times that a build is built again after faults that are not its own: an engine
     that could not make its sandbox, or lost it; 0 for never.
+    ``standby``: sandboxes kept ready for each of its policies, shared with all workers of the same
+    engine and policy, of which the largest number counts; 0 for none.
     The rest are `AbstractWorker`'s: ``properties``, ``defaultProperties``, ``locks``,
     ``notify_on_missing``, ``missing_timeout``, ``machine_name``.
     Nothing listens: ``c['protocols']`` may stay empty, and there is no password.
@@ -49,6 +58,8 @@ class SandboxLatentWorker(Reconfigured, AbstractLatentWorker):
 
     _address: EngineAddress | None = None
     _engine: DockerEngine | None = None
+    #: Ends the watch over the engine's health.
+    _unwatch: Callable[[], None] | None = None
     _sandbox: Sandbox | None = None
     _build_address: EngineAddress | None = None
     _build: Any = None
@@ -71,6 +82,7 @@ class SandboxLatentWorker(Reconfigured, AbstractLatentWorker):
         policy: Any = None,
         engine: Any = None,
         max_retries: Any = MAX_RETRIES,
+        standby: Any = 0,
         **kwargs: Any,
     ) -> None:
         faults = (
@@ -78,6 +90,7 @@ class SandboxLatentWorker(Reconfigured, AbstractLatentWorker):
             *_policy_faults(policy),
             *_engine_faults(engine),
             *retries_faults(max_retries),
+            *_standby_faults(standby),
         )
         for fault in faults:
             config.error(f"SandboxLatentWorker {name!r}: {fault}")
@@ -91,35 +104,66 @@ class SandboxLatentWorker(Reconfigured, AbstractLatentWorker):
         policy: Any = None,
         engine: Any = None,
         max_retries: int = MAX_RETRIES,
+        standby: int = 0,
         **kwargs: Any,
     ) -> Any:
         yield super().reconfigService(name, None, **worker_arguments(kwargs))
         self.policies, self._max_retries = as_policies(policy), max_retries
         self._house = yield defer.ensureDeferred(housekeeping(self.master))
-        yield self._use_engine(resolve(engine))
+        address = resolve(engine)
+        yield self._use_engine(address)
+        yield self._keep_ready(address, standby)
         self._deferwaiter.add(defer.ensureDeferred(self._look_ahead()))
 
     async def _use_engine(self, address: EngineAddress) -> None:
         if address == self._address:
             return
         previous, self._address = self._address, address
+        self._watch_no_more()
         self._engine = ENGINES.acquire(address, self.master.reactor)
+        self._unwatch = self._engine.health.watch(self._engine_changed)
         if previous is not None:
             await ENGINES.release(previous)
+
+    def _watch_no_more(self) -> None:
+        unwatch, self._unwatch = self._unwatch, None
+        if unwatch is not None:
+            unwatch()
+
+    def canStartBuild(self) -> bool:
+        """Not while its engine does not answer: other workers' engines may."""
+        is_up = self._engine is not None and self._engine.health.is_up
+        return is_up and bool(super().canStartBuild())
+
+    def _engine_changed(self, is_up: bool) -> None:
+        """What failed while the engine was going down says nothing of it when it is back."""
+        if is_up:
+            self.resetQuarantine()
+            self.stopQuarantineTimer()
+            self._deferwaiter.add(defer.ensureDeferred(self._look_ahead()))
+            self.botmaster.maybeStartBuildsForWorker(self.name)
+
+    def _keep_ready(self, address: EngineAddress, count: int) -> defer.Deferred[None]:
+        policies = self.policies.policies.values()
+        return self._house.keep_ready(str(self.name), address, policies, count)
 
     async def _look_ahead(self) -> None:
         """Say now what would refuse the next build; builds may not come for hours."""
         try:
             for policy in self.policies.policies.values():
                 await self._spec(policy)
+        except EngineUnreachable:
+            return  # Its health is told once for all workers, and looked at again.
         except SandboxworkerError as error:
             log.msg(f"sandboxworker: worker {self.name!r} cannot start builds: {error}")
 
     @defer.inlineCallbacks
     def stopService(self) -> Any:
         yield super().stopService()
+        self._watch_no_more()
         if self._address is not None:
             address, self._address, self._engine = self._address, None, None
+            yield self._keep_ready(address, 0)
             yield defer.ensureDeferred(ENGINES.release(address))
 
     # a build
@@ -133,8 +177,7 @@ class SandboxLatentWorker(Reconfigured, AbstractLatentWorker):
     async def _start_instance(self, ending: Ending, audit: Audit) -> bool:
         try:
             await self._pick_policy(ending)
-            self._sandbox = sandbox = await self._new_sandbox(ending, audit)
-            await sandbox.start()
+            sandbox = await self._ready_sandbox(ending, audit)
         except SandboxworkerError as error:
             await ending.refused(error)
             if error.actor is Actor.ENGINE:
@@ -155,14 +198,20 @@ class SandboxLatentWorker(Reconfigured, AbstractLatentWorker):
             await self._build._preparation_step.addCompleteLog("sandboxworker", f"{ignored}\n")
         self._build.setProperty(PROPERTY, name, "SandboxLatentWorker")
 
-    async def _new_sandbox(self, ending: Ending, audit: Audit) -> Sandbox:
+    async def _ready_sandbox(self, ending: Ending, audit: Audit) -> Sandbox:
+        """One that was kept ready, or else a new one: nobody waits for the next to be ready."""
         spec = await self._spec(ending.policy)
         engine = self._engine_for_build()
         owner = Owner(self._house.identity.id, str(self.name))
-        sandbox = Sandbox(engine, engine.uids, spec, owner, self.master.reactor, audit)
-        ending.sandbox = sandbox
+        kept = self._house.take_ready(engine.address, spec)
+        sandbox = kept or Sandbox(engine, engine.uids, spec, owner, self.master.reactor, audit)
+        self._sandbox = ending.sandbox = sandbox
         sandbox.on_lost = ending.lost
         sandbox.on_deadline = ending.expired
+        if kept is None:
+            await sandbox.start()
+        else:
+            kept.claim(owner, audit)
         return sandbox
 
     async def _spec(self, policy: SandboxPolicy) -> ContainerSpec:
@@ -271,6 +320,13 @@ def _profile_fault(name: str) -> str | None:
     except SandboxworkerError as error:
         return str(error)
     return None
+
+
+def _standby_faults(standby: Any) -> list[str]:
+    is_number = isinstance(standby, int) and not isinstance(standby, bool)
+    if is_number and 0 <= standby <= len(UID_RANGE):
+        return []
+    return [f"standby={standby!r}: a whole number from 0 to {len(UID_RANGE)}"]
 
 
 def _engine_faults(engine: Any) -> list[str]:

@@ -10,6 +10,7 @@ import os
 import secrets
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -78,14 +79,25 @@ class LeftOver:
             if "sandboxworker " in thread.name
         ]
         if self._client is not None:
-            lines += [f"volume {name}" for name in sorted(self._volumes_now() - self._volumes)]
+            lines += [f"volume {name}" for name in self._volumes_left()]
             lines += self._containers_now()
             lines += self._mounts_left()
             self._client.close()
         return lines
 
     def _volumes_now(self) -> set[str]:
-        return {volume["Name"] for volume in self._client.volumes()["Volumes"] or ()}
+        """Those that no container uses."""
+        found = self._client.volumes(filters={"dangling": True})
+        return {volume["Name"] for volume in found["Volumes"] or ()}
+
+    def _volumes_left(self) -> list[str]:
+        """The same for a while: a test of another process may just be making or removing one."""
+        left = self._volumes_now() - self._volumes
+        give_up = time.monotonic() + 10
+        while left and time.monotonic() < give_up:
+            time.sleep(0.5)
+            left &= self._volumes_now()
+        return sorted(left)
 
     def _mounts_now(self) -> set[str]:
         """The engine's mounts on this machine."""

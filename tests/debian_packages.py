@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import re
 import subprocess
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -76,9 +77,26 @@ class PrivateApt:
     def source(self, name: str, folder: Path) -> None:
         """Fetch a source package's files into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._run("source", "--download-only", name, folder=folder)
+        tried = []
+        for version in self._versions(name):
+            tried.append(self._try("source", "--download-only", version, folder=folder))
+            if list(folder.glob("*.orig.tar.?z*")):
+                return
+        raise AssertionError([done.stdout + done.stderr for done in tried])
 
-    def _run(self, *arguments: str, folder: Path | None = None) -> None:
+    def _versions(self, name: str) -> list[str]:
+        """What to ask apt for, one after the other: a mirror may list more than it has."""
+        shown = self._try("showsrc", "--only-source", name, program="apt-cache").stdout
+        found = re.findall(r"^Version: (\S+)$", shown, re.MULTILINE)
+        return [f"{name}={version}" for version in found] or [name]
+
+    def _run(self, *arguments: str) -> None:
+        done = self._try(*arguments)
+        assert done.returncode == 0, (arguments, done.stdout + done.stderr)
+
+    def _try(
+        self, *arguments: str, folder: Path | None = None, program: str = "apt-get"
+    ) -> subprocess.CompletedProcess[str]:
         settings = {
             "Dir::Etc::SourceList": self._root / "sources.list",
             "Dir::Etc::SourceParts": "/dev/null",
@@ -90,8 +108,8 @@ class PrivateApt:
             "Debug::NoLocking": "true",
         }
         options = [f"-o{name}={value}" for name, value in settings.items()]
-        done = subprocess.run(
-            ["apt-get", "--quiet", *options, *arguments],
+        return subprocess.run(
+            [program, "--quiet", *options, *arguments],
             cwd=folder,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -99,7 +117,6 @@ class PrivateApt:
             timeout=10 * _MINUTES,
             check=False,
         )
-        assert done.returncode == 0, (arguments, done.stdout + done.stderr)
 
 
 def _both_kinds(line: str) -> str:

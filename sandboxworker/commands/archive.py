@@ -132,7 +132,8 @@ def _new(target: IO[bytes], compress: str | None) -> tarfile.TarFile:
     if compress == "gz":
         return tarfile.open(fileobj=target, mode="w|gz")
     if compress == "bz2":
-        return tarfile.open(fileobj=target, mode="w|bz2")
+        # Small blocks: who unpacks them holds a whole one in memory, at 50 times its size.
+        return tarfile.open(fileobj=target, mode="w:bz2", compresslevel=1)
     return tarfile.open(fileobj=target, mode="w|")
 
 

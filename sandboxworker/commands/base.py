@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from buildbot_worker.pb import ProtocolCommandPb
-from twisted.internet import defer
+from twisted.internet import defer, threads
 from twisted.internet.defer import DeferredLock
 
 from sandboxworker.commands.budget import Budget
@@ -83,6 +83,10 @@ class SandboxCommand(ProtocolCommandPb):
             if isinstance(args.get(name), str):
                 args[name] = self._expanded(args[name])
         super().protocol_args_setup(command, args)
+
+    def protocol_update_upload_directory(self, writer: Any) -> defer.Deferred[None]:
+        """In a thread: upstream unpacks in the reactor's, which a large archive would hold up."""
+        return threads.deferToThread(writer.impl.remote_unpack)
 
     @property
     def log_lock(self) -> DeferredLock:

@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 
+from sandboxworker import figures
 from sandboxworker.policy import SandboxPolicy, show_size
 
 
@@ -43,6 +44,7 @@ class Budget:
         fits = min(size, step_left, build_left)
         self.step_output += fits
         self.build_output += fits
+        figures.output(fits)
         if size > step_left:
             return fits, self._passed("this step wrote", "max_step_output")
         if size > build_left:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,13 +22,18 @@ from sandboxworker.errors import EngineAddressError
 DEFAULT_SOCKET = "/var/run/docker.sock"
 TLS_PORT = 2376
 _CERTIFICATES = ("ca.pem", "cert.pem", "key.pem")
+_SSH_URL = re.compile(
+    r"ssh://([A-Za-z0-9_][A-Za-z0-9_.-]*@)?([A-Za-z0-9_][A-Za-z0-9_.-]*|\[[0-9A-Fa-f:.]+\])"
+    r"(:[0-9]+)?(/[A-Za-z0-9_./-]*)?"
+)
 
 
 @attrs.frozen
 class EngineAddress:
     """One engine's address: the URL, and for TLS the folder of its three PEM files.
 
-    ``url``: ``unix:///path`` or ``tcp://host:port``.
+    ``url``: ``unix:///path``, ``tcp://host:port`` or ``ssh://user@host:port``, the last perhaps
+    with the path of the engine's socket on that machine.
     ``cert_path``: a folder with ``ca.pem``, ``cert.pem`` and ``key.pem`` (the names that
     Docker's own client uses), or ``None`` where no TLS is spoken.
     """
@@ -38,6 +44,26 @@ class EngineAddress:
     @property
     def is_unix(self) -> bool:
         return self.url.startswith("unix://")
+
+    @property
+    def is_ssh(self) -> bool:
+        return self.url.startswith("ssh://")
+
+    @property
+    def user(self) -> str:
+        """Whom ssh logs in as; empty: whom the user's own ssh configuration says."""
+        return urlsplit(self.url).username or ""
+
+    @property
+    def ssh_port(self) -> int | None:
+        """None: what the user's own ssh configuration says."""
+        return urlsplit(self.url).port
+
+    @property
+    def remote_socket(self) -> str:
+        """The engine's socket on the machine behind ssh; empty: the one that docker takes."""
+        path = urlsplit(self.url).path
+        return "" if path == "/" else path
 
     @property
     def socket_path(self) -> str:
@@ -87,7 +113,7 @@ def resolve(
         return _checked(engine)
     if engine is not None and not isinstance(engine, str):
         raise EngineAddressError(
-            repr(engine), "it is not a URL", "Give unix:///path or tcp://host:port"
+            repr(engine), "it is not a URL", "Give unix:///path, tcp://host:port or ssh://host"
         )
     url = engine or environ.get("DOCKER_HOST") or _default_url()
     return _checked(EngineAddress(url, _cert_path(url, environ)))
@@ -118,14 +144,27 @@ def _checked(address: EngineAddress) -> EngineAddress:
                 address.url, "the socket's path is not absolute", "Write unix:///path"
             )
         return address
+    if address.is_ssh:
+        _check_ssh(address)
+        return address
     if not address.url.startswith("tcp://"):
         raise EngineAddressError(
             address.url,
-            "only unix:// and tcp:// are spoken",
-            "Give unix:///path, or tcp://host:port with client certificates",
+            "only unix://, tcp:// and ssh:// are spoken",
+            "Give unix:///path, tcp://host:port with client certificates, or ssh://user@host",
         )
     _check_tcp(address)
     return address
+
+
+def _check_ssh(address: EngineAddress) -> None:
+    """Only what neither ssh nor the shell on the other side can take for anything else."""
+    if not _SSH_URL.fullmatch(address.url) or not _port_is_valid(address.url):
+        raise EngineAddressError(
+            address.url,
+            "user, host, port or path cannot be those of an engine",
+            "Write ssh://user@host:port, or set them in ssh's own configuration",
+        )
 
 
 def _check_tcp(address: EngineAddress) -> None:

@@ -1,6 +1,6 @@
 """Docker Engine: control calls through its SDK in threads of our own, streams in the reactor.
 
-The only module that knows the SDK. Podman's Docker-compatible socket speaks the same.
+The only module that knows the SDK. Podman's Docker-compatible socket is told apart and refused.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from twisted.internet.protocol import Factory
 from twisted.python.threadpool import ThreadPool
 
 from sandboxworker.engine.address import EngineAddress
+from sandboxworker.engine.health import Health
 from sandboxworker.engine.interface import (
     Created,
     ExecRequest,
@@ -23,6 +24,7 @@ from sandboxworker.engine.interface import (
     StreamReceiver,
     Usage,
 )
+from sandboxworker.engine.relay import SshRelay
 from sandboxworker.engine.sdk import root_cause, sdk_client
 from sandboxworker.engine.stream import EngineStream, upgrade_request
 from sandboxworker.engine.uids import UidRange
@@ -31,8 +33,10 @@ from sandboxworker.errors import (
     EngineRefused,
     EngineTimeout,
     EngineUnreachable,
+    EngineUnsupported,
     ImageNotFound,
 )
+from sandboxworker.figures import failures_told
 from sandboxworker.spec import ImageFacts
 
 T = TypeVar("T")
@@ -57,7 +61,9 @@ class DockerEngine:
         self._stop_trigger: Any = None
         self._client: Any = None
         self._client_lock = threading.Lock()
+        self._relay = SshRelay(address, reactor) if address.is_ssh else None
         self.uids = UidRange()
+        self.health = Health(self.name, self.ping, reactor)
 
     @property
     def name(self) -> str:
@@ -67,6 +73,10 @@ class DockerEngine:
         return f"<DockerEngine {self.address}>"
 
     # control calls
+
+    async def ping(self) -> None:
+        """Answers if the engine does."""
+        await self._call("ping", lambda sdk: sdk.ping())
 
     async def image(self, reference: str) -> ImageFacts:
         try:
@@ -173,9 +183,12 @@ class DockerEngine:
         if self._client is not None:
             self._client.close()
             self._client = None
+        if self._relay is not None:
+            await self._relay.close()
 
     # how
 
+    @failures_told
     async def _call(self, call: str, work: Callable[[Any], T]) -> T:
         """Run one SDK call in a thread of ours; answer or raise within `CALL_DEADLINE`."""
         self._start_threads()
@@ -194,12 +207,17 @@ class DockerEngine:
         except defer.CancelledError:
             given_up.set()
             raise
+        except EngineUnreachable as error:
+            self.health.failed(error)
+            raise
 
     def _timeout(self, call: str) -> EngineTimeout:
         return EngineTimeout(self.name, call, CALL_DEADLINE)
 
     def _start_threads(self) -> None:
         """Once; and have them stopped with the reactor, should nobody close this engine."""
+        if self._relay is not None:
+            self._relay.listen()
         if self._stop_trigger is None:
             self._pool.start()
             self._stop_trigger = self._reactor.addSystemEventTrigger(
@@ -222,17 +240,28 @@ class DockerEngine:
             cause = root_cause(error)
             if isinstance(cause, TimeoutError):
                 raise self._timeout(call) from None
-            raise EngineUnreachable(self.name, _words(cause)) from None
+            raise EngineUnreachable(self.name, self._why(_words(cause))) from None
         except (ValueError, KeyError, OSError) as error:  # Half an answer, or none that is JSON.
             raise EngineRefused(self.name, call, 0, f"answer not understood: {error}") from None
 
     def _sdk(self) -> Any:
-        """In a thread, under the lock: the client; making one asks the engine for its version."""
+        """In a thread, under the lock: the client; making one asks the engine what it is."""
         if self._client is None:
-            self._client = sdk_client(
-                self.address, timeout=CALL_DEADLINE, max_pool_size=MAX_THREADS
-            )
+            client = sdk_client(self._wire(), timeout=CALL_DEADLINE, max_pool_size=MAX_THREADS)
+            product = unsupported(client.version())
+            if product is not None:
+                client.close()
+                raise EngineUnsupported(self.name, product)
+            self._client = client
         return self._client
+
+    def _wire(self) -> EngineAddress:
+        """Where we connect to: the engine's address, or our end of its relay."""
+        return self.address if self._relay is None else EngineAddress(f"unix://{self._relay.path}")
+
+    def _why(self, words: str) -> str:
+        """Why it does not answer: ssh knows better than who waits behind it."""
+        return words if self._relay is None else self._relay.complaint or words
 
     async def _open(
         self,
@@ -266,7 +295,7 @@ class DockerEngine:
         return str(self._client.api_version)
 
     def _endpoint(self) -> Any:
-        address, deadline = self.address, CONNECT_DEADLINE
+        address, deadline = self._wire(), CONNECT_DEADLINE
         if address.is_unix:
             unix: Any = endpoints.UNIXClientEndpoint
             return unix(self._reactor, address.socket_path, deadline)
@@ -322,6 +351,14 @@ def image_facts(reference: str, inspected: Mapping[str, Any]) -> ImageFacts:
         os=inspected.get("Os") or "linux",
         architecture=inspected.get("Architecture") or "",
     )
+
+
+def unsupported(version: Mapping[str, Any]) -> str | None:
+    """The product in a version answer, if it is one that cannot apply a sandbox."""
+    for component in version.get("Components") or ():
+        if component.get("Name") == "Podman Engine":
+            return f"Podman Engine {component.get('Version', '')}".strip()
+    return None
 
 
 def usage_of(stats: Mapping[str, Any]) -> Usage:

@@ -7,6 +7,7 @@ from typing import Any
 import docker
 
 from sandboxworker.engine.address import EngineAddress
+from sandboxworker.errors import EngineAddressError
 
 
 class _Client(docker.APIClient):
@@ -25,7 +26,14 @@ def sdk_client(address: EngineAddress, **options: Any) -> Any:
     """A client of the SDK's; making it asks the engine for its version, and blocks meanwhile.
 
     ``options`` are ``docker.APIClient``'s own.
+    Raises `EngineAddressError` for ``ssh://``, which goes through a `relay.SshRelay`.
     """
+    if address.is_ssh:
+        raise EngineAddressError(
+            address.url,
+            "this command does not speak ssh",
+            "Run it on the engine's own machine, or through its unix:// or tcp:// address",
+        )
     return _Client(**address.sdk_arguments(), **options)
 
 

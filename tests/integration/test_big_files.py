@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from buildbot.plugins import steps
+from buildbot.process.remotetransfer import DirectoryWriter
 from conftest import DEBIAN
 from memory_growth import MAX_GROWTH, Growth
 from real_master import RealMaster, one_builder_each, running_master, shell
@@ -25,6 +27,8 @@ pytestmark = pytest.mark.engine
 MIB = 1024 * 1024
 _ASKED = os.environ.get("SANDBOXWORKER_TEST_BIG")
 SIZE = int(_ASKED or 160)
+#: Seconds for a build; bzip2 and a busy machine take their time.
+PATIENCE = 600
 #: bzip2 packs a few MiB a second.
 SIZES = {None: SIZE, "gz": SIZE, "bz2": SIZE if _ASKED else SIZE // 4}
 
@@ -85,10 +89,8 @@ async def test_a_big_file_goes_in_and_comes_out_in_little_memory(
     master: RealMaster, big: Path, tmp_path: Path
 ) -> None:
     growth = Growth()
-    build = await master.run(
-        "big",
-        _round_trip(big, tmp_path / "back"),
-    )
+    request = await master.begin("big", _round_trip(big, tmp_path / "back"))
+    build = await master.finished(request, PATIENCE)
     peak = growth.peak()
     assert build.result == "success", build.log
     assert build["sum"].out.split()[0] == digest(big) == digest(tmp_path / "back")
@@ -108,7 +110,7 @@ async def test_a_big_directory_comes_out_in_little_memory(
     master: RealMaster, tmp_path: Path, compress: str | None
 ) -> None:
     growth = Growth()
-    build = await master.run(
+    request = await master.begin(
         "big",
         [
             shell(MAKE, "make", env={"SIZE": str(SIZES[compress])}),
@@ -117,9 +119,29 @@ async def test_a_big_directory_comes_out_in_little_memory(
             ),
         ],
     )
+    build = await master.finished(request, PATIENCE)
     peak = growth.peak()
     assert build.result == "success", build.log
     assert build["make"].out.split()[0] == digest(tmp_path / "tree/sub/big")
     assert (tmp_path / "tree/small").read_text() == "small\n"
     assert peak < MAX_GROWTH
     (tmp_path / "tree/sub/big").unlink()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_directory_is_unpacked_outside_the_reactors_thread(
+    master: RealMaster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream, unpacked_in = DirectoryWriter.remote_unpack, []
+
+    def remote_unpack(writer: Any) -> None:
+        unpacked_in.append(threading.current_thread())
+        upstream(writer)
+
+    monkeypatch.setattr(DirectoryWriter, "remote_unpack", remote_unpack)
+    upload = steps.DirectoryUpload(workersrc=".", masterdest=str(tmp_path / "tree"))
+    build = await master.run("big", [shell("echo here >file", "make"), upload])
+    assert build.result == "success", build.log
+    assert (tmp_path / "tree/file").read_text() == "here\n"
+    assert len(unpacked_in) == 1
+    assert threading.main_thread() not in unpacked_in

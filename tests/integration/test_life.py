@@ -31,6 +31,7 @@ from real_master import (
 from twisted.logger import formatEvent, globalLogPublisher
 
 from sandboxworker import SandboxLatentWorker, SandboxPolicy
+from sandboxworker.engine.address import resolve
 
 pytestmark = pytest.mark.engine
 
@@ -174,25 +175,44 @@ async def test_an_image_that_is_not_there_refuses_the_build_in_one_sentence(
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_engine_that_is_down_is_named_and_the_build_tried_again(
+async def test_an_engine_that_is_down_is_named_once_and_its_workers_take_no_builds(
     left_over: Any, tmp_path: Path, logged: list[str]
 ) -> None:
     silent = tmp_path / "silent.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(silent))  # And nobody listens.
-    config = configuration([worker(engine=f"unix://{silent}")], [shell("true", "s")])
+    workers = [worker(name, engine=f"unix://{silent}") for name in ("w", "v")]
+    config = configuration(workers, [shell("true", "s")])
     async with running_master(tmp_path, config, left_over) as master:
         await until(lambda: "does not answer" in "\n".join(logged), "the word of it")
-        (early,) = [line for line in logged if "does not answer" in line]
-        assert str(silent) in early
-        assert "DOCKER_HOST" in early
+        request = await master.submit()
+        await pause(1.0)
+        assert await master.builds(request) == []
+        (told,) = [line for line in logged if "does not answer" in line]
+        assert str(silent) in told
+        assert "take no builds" in told
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_build_that_meets_an_engine_just_gone_says_so_and_is_tried_again(
+    engine_client: Any, left_over: Any, tmp_path: Path
+) -> None:
+    place = tmp_path / "engine.sock"
+    place.symlink_to(resolve(None).socket_path)
+    config = configuration([worker(engine=f"unix://{place}")], [shell("true", "s")])
+    async with running_master(tmp_path, config, left_over) as master:
+        await pause(1.0)  # It has been looked at.
+        place.unlink()
+        # The SDK keeps its connections open; those of a gone engine would be closed.
+        (running,) = master.master.workers.workers.values()
+        running._engine._client.close()
         request = await master.submit()
         await until(lambda: _complete(master, request), "end of the first attempt")
         (build,) = await master.builds(request)
         first = await master._result(build)
         assert first.result == "retry"
         assert "does not answer" in first.log
-        assert str(silent) in first.log
+        assert str(place) in first.log
         assert "Traceback" not in first.log
 
 
@@ -279,7 +299,7 @@ def test_a_seccomp_file_that_is_no_profile_is_one_error_that_names_it(
 @pytest.mark.parametrize(
     ("engine", "said"),
     [
-        ("http://localhost:2375", "only unix:// and tcp://"),
+        ("http://localhost:2375", "only unix://, tcp:// and ssh://"),
         ("unix://relative.sock", "not absolute"),
         ("tcp://192.0.2.1:2375", "Use TLS"),
         ("tcp://localhost:notaport", "port"),
@@ -317,13 +337,13 @@ def test_faults_of_several_workers_are_told_together(tmp_path: Path) -> None:
         c["workers"] = [
             worker.SandboxLatentWorker("a", policy=util.SandboxPolicy("UPPER", pids=1)),
             worker.SandboxLatentWorker("b", policy=util.SandboxPolicy("x", seccomp="/no/such")),
-            worker.SandboxLatentWorker("c", policy=util.SandboxPolicy("x"), engine="ssh://x"),
+            worker.SandboxLatentWorker("c", policy=util.SandboxPolicy("x"), engine="http://x"),
         ]
         """,
     )
     lines = [line for line in output.splitlines() if "SandboxLatentWorker" in line]
     assert len(lines) == 4, output
-    for name, word in (("a", "image="), ("a", "pids=1"), ("b", "/no/such"), ("c", "ssh://x")):
+    for name, word in (("a", "image="), ("a", "pids=1"), ("b", "/no/such"), ("c", "http://x")):
         assert sum(f"'{name}'" in line and word in line for line in lines) == 1, (name, output)
 
 

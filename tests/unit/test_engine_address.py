@@ -9,6 +9,7 @@ import pytest
 
 from sandboxworker.engine import address
 from sandboxworker.engine.address import EngineAddress, resolve
+from sandboxworker.engine.sdk import sdk_client
 from sandboxworker.errors import EngineAddressError
 
 PEMS = ("ca.pem", "cert.pem", "key.pem")
@@ -107,9 +108,39 @@ class TestTcp:
         assert "tcp://host:port" in refusal(url, {"DOCKER_CERT_PATH": certificates})
 
 
+class TestSsh:
+    def test_parts_are_found(self) -> None:
+        found = resolve("ssh://ci@far.example:2222/run/docker.sock", {})
+        assert found.is_ssh
+        assert (found.user, found.host, found.ssh_port) == ("ci", "far.example", 2222)
+        assert found.remote_socket == "/run/docker.sock"
+
+    def test_what_is_not_said_is_left_to_ssh(self) -> None:
+        found = resolve("ssh://far", {})
+        assert (found.user, found.ssh_port, found.remote_socket) == ("", None, "")
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "ssh://", "ssh://-oProxyCommand=x", "ssh://a b", "ssh://-l@host", "ssh://u:secret@host",
+            "ssh://host:0", "ssh://host:99999", "ssh://host/a;b", "ssh://host/$(x)", "ssh://host?x",
+            "ssh://host#x", "ssh://u@-host", "ssh://host/a b", "ssh://ho\nst",
+        ],
+    )  # fmt: skip
+    def test_what_could_be_taken_for_anything_else_is_refused(self, url: str) -> None:
+        assert "cannot be those of an engine" in refusal(url)
+
+    def test_certificates_do_not_concern_it(self) -> None:
+        assert resolve("ssh://far", {"DOCKER_CERT_PATH": "/nowhere"}).cert_path is None
+
+    def test_what_speaks_through_the_sdk_alone_says_that_it_cannot(self) -> None:
+        with pytest.raises(EngineAddressError, match="does not speak ssh"):
+            sdk_client(resolve("ssh://far", {}))
+
+
 @pytest.mark.parametrize(
     "url",
-    ["ssh://host", "http://127.0.0.1:2375", "https://127.0.0.1:2376", "npipe:////./pipe/x",
+    ["http://127.0.0.1:2375", "https://127.0.0.1:2376", "npipe:////./pipe/x",
      "fd://3", "/run/engine.sock", "127.0.0.1:2375", "nonsense"],
 )  # fmt: skip
 def test_other_kinds_of_address_are_refused(url: str) -> None:
@@ -134,7 +165,7 @@ class TestWhichOne:
         assert resolve(None).url == "unix:///of-the-process"
 
     def test_wrong_environment_is_refused(self) -> None:
-        assert "ssh://host" in refusal(None, {"DOCKER_HOST": "ssh://host"})
+        assert "http://host" in refusal(None, {"DOCKER_HOST": "http://host"})
 
     def test_address_passes_and_is_checked(self) -> None:
         good = EngineAddress("unix:///run/engine.sock")

@@ -28,6 +28,8 @@ ERRORS: list[tuple[SandboxworkerError, list[str], str]] = [
      [ENGINE, "'start container'", "1.5 s"], "engine's own log"),
     (errors.EngineRefused(ENGINE, "create container", 409, "name in use"),
      [ENGINE, "'create container'", "409", "name in use"], ""),
+    (errors.EngineUnsupported(ENGINE, "Podman Engine 4.3.1"),
+     [ENGINE, "Podman Engine 4.3.1"], "Docker Engine"),
     (errors.NotConformant(ENGINE, ["PidsLimit: asked for 1, got None"]),
      [ENGINE, "PidsLimit: asked for 1, got None"], "The build was not run"),
     (errors.NoFreeUid(ENGINE, 32), [ENGINE, "32 tried"], "fewer sandboxes"),
@@ -78,9 +80,10 @@ def test_engine_must_act_on_its_own_faults_and_the_operator_on_all_others() -> N
     operators = {type(error) for error, *_ in ERRORS if error.actor is Actor.OPERATOR}
     own = {kind for kind in every_error() if issubclass(kind, errors.EngineError)}
     builds = {type(error) for error, *_ in ERRORS if error.actor is Actor.BUILD}
+    wrong = {errors.NotConformant, errors.EngineUnsupported}
     assert builds == {errors.Hindered, errors.OutOfMemory}
-    assert engines == own - {errors.EngineError, errors.NotConformant} - builds
-    assert operators == every_error() - own - {SandboxworkerError} | {errors.NotConformant}
+    assert engines == own - {errors.EngineError} - builds - wrong
+    assert operators == every_error() - own - {SandboxworkerError} | wrong
 
 
 @pytest.mark.parametrize(
@@ -91,7 +94,7 @@ def test_engine_must_act_on_its_own_faults_and_the_operator_on_all_others() -> N
         (ERRORS[6][0], "call", "start container"),
         (ERRORS[7][0], "status", 409),
         (ERRORS[7][0], "message", "name in use"),
-        (ERRORS[8][0], "deviations", ("PidsLimit: asked for 1, got None",)),
+        (ERRORS[9][0], "deviations", ("PidsLimit: asked for 1, got None",)),
     ],
 )
 def test_error_carries_fields_for_programs(

@@ -50,7 +50,6 @@ def own_function(properties: Any) -> str:
         ({"X": {A}}, {"a"}),
         (util.ShellArg(command=["x", A]), {"a"}),
     ],
-    ids=repr,
 )
 def test_a_secret_is_found_however_deep(value: Any, names: set[str]) -> None:
     assert secrets_in(value) == names
@@ -125,7 +124,6 @@ def test_a_secret_in_a_steps_arguments_comes_to_the_worker(step: Any) -> None:
         _OnMaster(token=A),
         _WithClassAttribute(command="true"),
     ],
-    ids=repr,
 )
 def test_a_secret_that_stays_on_the_master_does_not_count(step: Any) -> None:
     assert uses(builder(step)) == []

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from buildbot.config.errors import ConfigErrors, capture_config_errors
 
 from sandboxworker import SandboxPolicy, sandbox_pool
+from sandboxworker.engine.address import EngineAddress
 
 IMAGE = "sandboxworker/debian:bookworm"
 
@@ -22,6 +25,30 @@ def test_pool_has_that_many_workers_and_their_names() -> None:
 def test_wrong_count_is_a_configuration_error(count: object) -> None:
     with pytest.raises(ConfigErrors, match="a whole number from 1"), capture_config_errors(True):
         sandbox_pool("pr", count, policy=SandboxPolicy(IMAGE))  # type: ignore[arg-type]
+
+
+def test_workers_are_dealt_to_the_engines_in_turn() -> None:
+    one, other = EngineAddress("unix:///run/one"), "unix:///run/other"
+    pool = sandbox_pool("pr", 3, SandboxPolicy(IMAGE), engines=[one, other])
+    engines = [worker._config_kwargs["engine"] for worker in pool.workers]
+    assert engines == [one, other, one]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"engines": ["unix:///a"], "engine": "unix:///b"}, "give one of them"),
+        ({"engines": []}, "a list of engines"),
+        ({"engines": "unix:///a"}, "a list of engines"),
+        ({"engines": ["unix:///a", "unix:///b", "unix:///c"]}, "fewer workers than"),
+        ({"engines": ["unix:///a", "nonsense"]}, "nonsense"),
+    ],
+)
+def test_wrong_list_of_engines_is_a_configuration_error(
+    arguments: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigErrors, match=said), capture_config_errors(True):
+        sandbox_pool("pr", 2, SandboxPolicy(IMAGE), **arguments)
 
 
 def test_fault_of_the_policy_is_told_of_each_worker() -> None:
@@ -48,3 +75,9 @@ def test_trusted_policy_is_valid_and_releases_secrets() -> None:
     assert policy.faults() == ()
     assert policy.releases("token")
     assert not SandboxPolicy.trusted(IMAGE, secrets=["other"]).releases("token")
+
+
+@pytest.mark.parametrize("standby", [-1, True, "3", 1.5, 513])
+def test_wrong_number_of_sandboxes_kept_ready_is_a_configuration_error(standby: object) -> None:
+    with pytest.raises(ConfigErrors, match=r"standby=.*from 0 to 512"), capture_config_errors(True):
+        sandbox_pool("pr", 1, policy=SandboxPolicy(IMAGE), standby=standby)

@@ -10,20 +10,25 @@ import ast
 import inspect
 import re
 import textwrap
+from pathlib import Path
 from typing import Any
 
+import buildbot
 import pytest
 import pytest_twisted
+from buildbot.changes.gitpoller import GitPoller
 from buildbot.config.master import MasterConfig
 from buildbot.data import properties as build_properties
 from buildbot.data import workers
 from buildbot.master import BuildMaster
+from buildbot.plugins import schedulers
 from buildbot.process import remotecommand
 from buildbot.process.build import Build
 from buildbot.process.builder import Builder
 from buildbot.process.buildstep import BuildStep
 from buildbot.process.factory import BuildFactory
 from buildbot.process.properties import Interpolate, Properties, Secret
+from buildbot.process.remotetransfer import DirectoryWriter
 from buildbot.steps.download_secret_to_worker import (
     DownloadSecretsToWorker,
     RemoveWorkerFileSecret,
@@ -39,10 +44,14 @@ from buildbot.util.service import (
     ReconfigurableServiceMixin,
     SharedService,
 )
+from buildbot.worker import Worker
 from buildbot.worker.base import AbstractWorker
 from buildbot.worker.latent import AbstractLatentWorker
 from buildbot.worker.protocols import base as protocols
 from buildbot.worker.protocols import null
+from buildbot.www.authz import Authz
+from buildbot.www.hooks.github import GitHubEventHandler
+from buildbot.www.hooks.gitlab import GitLabHandler
 from buildbot_worker import runprocess
 from buildbot_worker.base import BotBase
 from buildbot_worker.commands import base as commands
@@ -52,6 +61,7 @@ from buildbot_worker.pb import ProtocolCommandPb
 from twisted.internet import defer
 
 from sandboxworker import connection
+from sandboxworker.check.configuration import arguments
 from sandboxworker.commands import COMMANDS
 from sandboxworker.commands import base as ours
 from sandboxworker.commands.shell import SandboxRunProcess, Shell
@@ -209,6 +219,15 @@ def test_a_protocol_command_is_made_as_we_make_it() -> None:
 def test_a_protocol_command_reaches_the_masters_files(name: str) -> None:
     first = {"upload": "writer", "read": "reader"}[name.split("_")[2]]
     assert parameters(getattr(ProtocolCommandPb, name))[0] == first
+
+
+def test_a_directory_is_unpacked_by_a_method_that_needs_no_reactor() -> None:
+    assert parameters(ProtocolCommandPb.protocol_update_upload_directory) == ["writer"]
+    assert parameters(DirectoryWriter.remote_unpack) == []
+    called = source(DirectoryWriter.remote_unpack)
+    assert "tarfile.open(name=self.tarname" in called
+    assert "defer" not in called
+    assert "reactor" not in called
 
 
 def test_our_buffers_are_upstreams() -> None:
@@ -529,3 +548,44 @@ async def test_a_command_that_has_not_started_yet_can_be_interrupted() -> None:
     assert not conn.starting.called
     command.active = False
     conn.starting.callback(None)
+
+
+# ---- what `sandboxworker check` takes for granted ------------------------------------------------
+
+
+def test_a_service_keeps_the_arguments_it_was_given() -> None:
+    given = schedulers.AnyBranchScheduler(name="s", builderNames=["b"], categories=["c"])
+    assert arguments(given) == {"builderNames": ["b"], "categories": ["c"]}
+    assert arguments(Worker("w", "secret", max_builds=2)) == {
+        "name": "w", "password": "secret", "max_builds": 2
+    }  # fmt: skip
+
+
+def test_a_github_webhook_looks_at_a_missing_signature_only_when_it_is_strict() -> None:
+    found = source(GitHubEventHandler._get_payload)
+    assert "if not signature and self._strict:" in found
+    assert "if self._secret and signature:" in found
+
+
+def test_gitlab_tells_of_a_merge_request_by_its_target_and_its_category() -> None:
+    found = source(GitLabHandler._process_merge_request_change)
+    assert "'branch': attrs['target_branch']" in found
+    assert "'category': event" in found
+
+
+def test_what_no_authorization_rule_matches_is_allowed() -> None:
+    assert source(Authz.assertUserAllowed).rstrip().endswith("return None")
+
+
+def test_the_limit_on_a_logs_size_is_read_and_enforced_nowhere() -> None:
+    folder = Path(buildbot.__file__).parent
+    users = [
+        file.name
+        for file in folder.rglob("*.py")
+        if "test" not in file.parts and "logMaxSize" in file.read_text()
+    ]
+    assert users == ["master.py"]
+
+
+def test_branches_true_of_a_git_poller_means_branches_alone() -> None:
+    assert 'refs=["refs/heads/*"]' in source(GitPoller._get_refs)
