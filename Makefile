@@ -8,7 +8,7 @@ ARGS ?= $(TOXARGS)
 # Ends a recipe's first line: the commands after it speak to the engine that `make engine` names.
 with_engine = export DOCKER_HOST="$$(scripts/engine url)"
 
-.PHONY: help setup engine engine-stop images demo test docs clean
+.PHONY: help setup engine engine-stop images demo test soak docs clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -31,6 +31,10 @@ demo: images ## set everything up and build two pull requests, an honest and a h
 test: images ## set everything up and run the whole test suite
 	@scripts/setup tests
 	@$(with_engine); .venv/bin/tox run $(ARGS)
+
+soak: images ## build by the thousand while all goes wrong: make soak ARGS="--builds 2000 --seed 1"
+	@scripts/setup tests
+	@$(with_engine); PYTHONPATH=tests .venv/bin/python -m soak $(ARGS)
 
 docs: setup ## make the documents as a site, in .tox/docs/site
 	@.venv/bin/tox run -e docs

@@ -28,6 +28,14 @@ from sandboxworker.unexpected import unexpected
 #: How long the last output of a killed command is waited for.
 _TAIL_SECONDS = 2.0
 
+#: Seconds within which the engine knows that a command has ended whose stream it has closed itself;
+#: where a stream was cut on its way the command went on.
+_NOTED_WITHIN = 1.0
+
+#: What is told of a command that ended with 0, but not with the words that it does so with: a build
+#: that takes the place of our shell.
+_UNTOLD = 126
+
 #: The engine's exit code for a command that it could not start.
 _NOT_STARTED = 126
 
@@ -166,12 +174,16 @@ class SandboxProcess:
         if not self.sandbox.is_ready:
             self._end(Ended())
             return
+        asked = self.sandbox.reactor.seconds()
         try:
-            status = await self.sandbox.exec_status(self._exec_id)
+            status = None if reason else await self.sandbox.exec_status(self._exec_id)
         except EngineError as error_:
             status, reason = None, error_
         if status == _NOT_STARTED and self.pid is None:
             self._give(STDERR, self._why_not_started().encode())
+        if status == 0:
+            # The end of the output is missing: never success.
+            status = None if self.sandbox.reactor.seconds() - asked > _NOTED_WITHIN else _UNTOLD
         if status is None:
             self.sandbox.lose(reason or SandboxGone(self.sandbox.id, "unsure of a command's end"))
             self._end(Ended())

@@ -236,13 +236,18 @@ class DockerEngine:
         except docker.errors.APIError as error:
             status = getattr(error.response, "status_code", 0) or 0
             raise EngineRefused(self.name, call, status, _explanation(error)) from None
+        except requests.exceptions.InvalidJSONError as error:  # One of the next ones, too.
+            raise self._not_understood(call, error) from None
         except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
             cause = root_cause(error)
             if isinstance(cause, TimeoutError):
                 raise self._timeout(call) from None
             raise EngineUnreachable(self.name, self._why(_words(cause))) from None
         except (ValueError, KeyError, OSError) as error:  # Half an answer, or none that is JSON.
-            raise EngineRefused(self.name, call, 0, f"answer not understood: {error}") from None
+            raise self._not_understood(call, error) from None
+
+    def _not_understood(self, call: str, error: Exception) -> EngineRefused:
+        return EngineRefused(self.name, call, 0, f"answer not understood: {error}")
 
     def _sdk(self) -> Any:
         """In a thread, under the lock: the client; making one asks the engine what it is."""

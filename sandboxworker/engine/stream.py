@@ -15,7 +15,7 @@ from typing import Any
 from twisted.internet import defer, error, interfaces, protocol
 from twisted.python.failure import Failure
 
-from sandboxworker.engine.interface import STDOUT, StreamReceiver
+from sandboxworker.engine.interface import STDERR, STDOUT, StreamReceiver
 from sandboxworker.errors import EngineError, EngineRefused, EngineUnreachable
 
 _HEAD_END = b"\r\n\r\n"
@@ -148,6 +148,9 @@ class EngineStream(protocol.Protocol):
             if len(self._buffer) < _FRAME.size:
                 return False
             self._channel, self._frame_left = _FRAME.unpack_from(self._buffer)
+            if self._channel not in (STDOUT, STDERR):
+                self._garbled()
+                return False
             del self._buffer[: _FRAME.size]
         part = bytes(self._buffer[: self._frame_left])
         if not part:
@@ -156,6 +159,13 @@ class EngineStream(protocol.Protocol):
         self._frame_left -= len(part)
         self._give(part)
         return bool(self._buffer)
+
+    def _garbled(self) -> None:
+        """What comes is no frame: nothing that follows can be told apart."""
+        receiver, self._receiver = self._receiver, None
+        self.transport.abortConnection()
+        if receiver is not None:
+            receiver.stream_ended(error.ConnectionLost(f"a frame of channel {self._channel} came"))
 
     def _give(self, data: bytes) -> None:
         if self._receiver is not None:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from typing import Any
 import docker
 import docker.errors
 import pytest
+from buildbot.process.results import Results
 from real_master import containers_of
 
 from sandboxworker.auditfile import FILE, reading
@@ -52,6 +54,31 @@ c["schedulers"] = [
 """
 PATIENT = CONFIG.replace("PAUSE", "sleep 1;")
 FLOODING = CONFIG.replace("PAUSE", "")
+
+#: As many workers as there are names; builds that end by themselves after some seconds.
+ENDING = """\
+from buildbot.plugins import schedulers, steps, util, worker
+
+c = BuildmasterConfig = {"protocols": {}, "buildbotNetUsageData": None}
+c["db"] = {"db_url": "sqlite:///state.sqlite"}
+policy = util.SandboxPolicy("sandboxworker/busybox:latest", disk="8m", memory="32m")
+names = NAMES
+c["workers"] = [worker.SandboxLatentWorker(name, policy=policy) for name in names]
+step = steps.ShellCommand(command="echo begun; sleep 6", logEnviron=False)
+c["builders"] = [
+    util.BuilderConfig(name=name, workernames=[name], factory=util.BuildFactory([step]))
+    for name in names
+]
+c["schedulers"] = [schedulers.Periodic(name="ROUND", builderNames=names, periodicBuildTimer=36000)]
+"""
+
+
+def ending(*names: str, round_: int = 1) -> str:
+    return ENDING.replace("NAMES", repr(list(names))).replace("ROUND", f"round {round_}")
+
+
+#: Rounds of the test that kills a master under eight builds; the long one takes five minutes.
+ROUNDS = 10 if os.environ.get("SANDBOXWORKER_LONG") else 1
 
 
 def buildbot(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -97,17 +124,17 @@ class MasterProcess:
     def containers(self) -> list[Any]:
         return containers_of(self._client, self.id)
 
-    def wait_until_building(self) -> None:
-        """Both builds run their command."""
-        wait(self._is_building, "both builds", 60, lambda: self.log)
+    def wait_until_building(self, builds: int = 2) -> None:
+        """So many builds run their command."""
+        wait(lambda: self._is_building(builds), f"{builds} builds", 120, lambda: self.log)
         self._left_over.masters.add(self.id)
 
-    def _is_building(self) -> bool:
+    def _is_building(self, builds: int) -> bool:
         try:
             containers = self.containers()
         except NoIdentity:  # It has made none yet.
             return False
-        return len(containers) == 2 and all(self._runs_its_step(each) for each in containers)
+        return len(containers) == builds and all(self._runs_its_step(each) for each in containers)
 
     def _runs_its_step(self, container: Any) -> bool:
         try:
@@ -115,6 +142,22 @@ class MasterProcess:
         except docker.errors.APIError:  # It may be starting or ending just now.
             return False
         return any("begun" in process[-1] for process in processes)
+
+    def results(self, scheduler: str = "round 1") -> list[list[str]]:
+        """The builds of each complete request of a scheduler's, in their order."""
+        asked = (
+            "select r.id, b.results from builds b join buildrequests r on b.buildrequestid = r.id "
+            "join buildsets s on r.buildsetid = s.id "
+            "where r.complete and s.reason like '%' || ? || '%' order by b.id"
+        )
+        found: dict[int, list[str]] = {}
+        with contextlib.closing(sqlite3.connect(self.basedir / "state.sqlite")) as database:
+            for request, result in database.execute(asked, (f"'{scheduler}'",)):
+                found.setdefault(request, []).append(Results[result])
+        return list(found.values())
+
+    def wait_for_end(self, pid: int) -> None:
+        wait(lambda: not Path(f"/proc/{pid}").exists(), "end of the master", 60, lambda: self.log)
 
     def kill(self) -> None:
         """As the kernel does when memory runs out; it is gone, and so are its sandboxes."""
@@ -238,6 +281,56 @@ def test_signals_that_reconfigure_or_drain_do_not_harm_running_builds(
         os.kill(master.pid, number)
         wait(lambda told=told: told in master.log, told, 30, lambda: master.log)
         assert {each["Id"] for each in master.containers()} == before
+
+
+def test_a_clean_shutdown_waits_for_running_builds(master: MasterProcess) -> None:
+    """SIGUSR1, or ``buildbot stop --clean``."""
+    master.start(ending("one", "two"))
+    master.wait_until_building()
+    pid = master.pid
+    os.kill(pid, signal.SIGUSR1)
+    master.wait_for_end(pid)
+    assert not master.containers()
+    assert master.results() == [["success"], ["success"]]
+    assert "Unhandled" not in master.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_quick_shutdown_cancels_running_builds_and_leaves_nothing(
+    master: MasterProcess, number: signal.Signals
+) -> None:
+    """``buildbot stop`` sends SIGTERM. Buildbot means a retry; an interrupted step outdoes it."""
+    master.start(ending("one", "two"))
+    master.wait_until_building()
+    pid = master.pid
+    os.kill(pid, number)
+    master.wait_for_end(pid)
+    assert not master.containers()
+    assert master.results() == [["cancelled"], ["cancelled"]]
+    assert "Unhandled" not in master.log
+
+
+@pytest.mark.timeout(900)
+def test_a_master_that_is_killed_under_8_builds_leaves_none_and_its_successor_finishes_them(
+    master: MasterProcess,
+) -> None:
+    """Within 10 seconds there is no container, and each build is built again once."""
+    names = [f"w{number}" for number in range(8)]
+    for round_ in range(1, ROUNDS + 1):
+        master.start(ending(*names, round_=round_))
+        master.wait_until_building(len(names))
+        master.kill()
+        wait(lambda: not master.containers(), "end of its containers", 10)
+        buildbot("start", str(master.basedir))
+        scheduler = f"round {round_}"
+        wait(
+            lambda scheduler=scheduler: len(master.results(scheduler)) == len(names),
+            "all builds",
+            120,
+            lambda: master.log,
+        )
+        assert master.results(scheduler) == [["retry", "success"]] * len(names)
+        buildbot("stop", str(master.basedir))
 
 
 @pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the examples are not part of a wheel")

@@ -236,6 +236,15 @@ def test_lost_connection_is_no_clean_end() -> None:
     assert Opened().receive(HEAD + FRAMES).close(lost).receiver.ends == [lost]
 
 
+def test_what_is_no_frame_ends_the_stream_and_nothing_of_it_is_given() -> None:
+    garbage = b"HTTP/1.1 500 Internal Server Error\r\n\r\n"
+    opened = Opened().receive(HEAD + frame(STDOUT, b"good") + garbage)
+    opened.close()
+    assert opened.receiver.stdout == b"good"
+    assert [type(end) for end in opened.receiver.ends] == [error.ConnectionLost]
+    assert opened.transport.disconnecting or opened.transport.disconnected
+
+
 def test_end_is_told_once() -> None:
     assert Opened().receive(HEAD).close().close().receiver.ends == [None]
 

@@ -1,0 +1,59 @@
+"""What there is of each thing that could be left behind, and the master's memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+MIB = 1024 * 1024
+_NOT_A_CONTAINERS = {"dockerd", "containerd"}
+
+
+def counts(client: Any, place: str) -> Mapping[str, int]:
+    """``client``: a plain one of the daemon; ``place``: what its paths have in common."""
+    return {
+        "containers": len(client.containers(all=True)),
+        "volumes": len(client.volumes()["Volumes"] or ()),
+        "mounts": sum(place in line for line in _lines("/proc/self/mountinfo")),
+        "processes of the daemon's": sum(1 for words in _commands() if _is_shim(words, place)),
+        "processes of the master's": len(_descendants(os.getpid())),
+        "threads": len(os.listdir("/proc/self/task")),
+        "descriptors": len(os.listdir("/proc/self/fd")),
+    }
+
+
+def memory() -> int:
+    """What this process holds, in bytes."""
+    (line,) = [line for line in _lines("/proc/self/status") if line.startswith("VmRSS:")]
+    return int(line.split()[1]) * 1024
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines()
+
+
+def _commands() -> list[list[str]]:
+    return [_read(folder / "cmdline").split("\0") for folder in Path("/proc").glob("[0-9]*")]
+
+
+def _read(file: Path) -> str:
+    """Nothing of a process that has just ended."""
+    try:
+        return file.read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _is_shim(words: list[str], place: str) -> bool:
+    name = os.path.basename(words[0])
+    return name not in _NOT_A_CONTAINERS and any(place in word for word in words)
+
+
+def _descendants(pid: int) -> list[int]:
+    """The living ones, but for a daemon that this process has launched anew."""
+    tasks = Path(f"/proc/{pid}/task").glob("*")
+    children = [int(each) for task in tasks for each in _read(task / "children").split()]
+    ours = [each for each in children if "dockerd" not in _read(Path(f"/proc/{each}/comm"))]
+    return [found for each in ours for found in (each, *_descendants(each))]

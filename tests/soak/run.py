@@ -1,0 +1,295 @@
+"""One master, its builds, what is done to them, and the judgement."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import attrs
+from bad_engine import BadEngine
+from buildbot.plugins import util
+from buildbot.process.factory import BuildFactory
+from buildbot.process.results import Results
+from own_daemon import OwnDaemon
+from reactor_stall import Stall
+from real_master import RealMaster, configuration, pause, until
+from twisted.internet import defer, reactor, threads
+
+from sandboxworker import SandboxLatentWorker
+from sandboxworker.auditfile import FILE, reading
+from soak.counts import counts, memory
+from soak.harm import EngineHarm, kill_victim, now, remove_sandbox
+from soak.kinds import KINDS, POLICIES, VICTIM, Deed, Kind
+from soak.report import Report
+from soak.verdict import Try, Wanted, complaints
+
+#: Seconds for the last builds, and for all that they leave to be gone.
+END_SECONDS = 600.0
+SETTLE_SECONDS = 25.0
+_SAMPLE_SECONDS = 10.0
+#: Builds for each worker before the first count: what is made once is made by then.
+_WARM_UP = 3
+
+
+@attrs.frozen
+class Options:
+    builds: int
+    workers: int
+    seed: int
+    every: float
+    restarts: int
+
+
+class Soak:
+    """``client``: a plain one of the daemon that `daemon` is, past the proxy."""
+
+    def __init__(self, options: Options, daemon: OwnDaemon, client: Any, folder: Path) -> None:
+        self._options = options
+        self._daemon = daemon
+        self._client = client
+        self._chance = random.Random(options.seed)
+        self._bad = BadEngine(daemon.socket, str(folder / "engine.sock"))
+        workers = [
+            SandboxLatentWorker(f"w{number}", policy=POLICIES, engine=self._bad.url)
+            for number in range(options.workers)
+        ]
+        self._master = RealMaster(folder, _configuration(workers))
+        self._wanted: dict[int, Wanted] = {}
+        self._tries: dict[int, Try] = {}
+        self._builders: dict[int, Kind] = {}
+        self._deeds: set[defer.Deferred[None]] = set()
+        self._completed = 0
+        self._samples: list[tuple[float, int, int]] = []
+        self._began = 0.0
+
+    async def run(self) -> Report:
+        self._bad.up()
+        try:
+            await self._master.start()
+            await self._listen()
+            return await self._soak()
+        finally:
+            await self._master.stop()
+            await self._bad.down()
+
+    async def _soak(self) -> Report:
+        warm_up = self._options.workers * _WARM_UP
+        await self._build([KINDS["honest"]] * warm_up)
+        self._fill_pools()
+        before = await self._settled({})
+        harm = EngineHarm(
+            random.Random(self._options.seed),
+            self._daemon,
+            self._bad,
+            self._options.every,
+            self._options.restarts,
+        )
+        stall, self._began = Stall().start(), now()
+        self._samples.clear()
+        harming = defer.ensureDeferred(harm.run())
+        sampling = defer.ensureDeferred(self._sample())
+        sampling.addErrback(lambda failure: failure.trap(defer.CancelledError) and None)
+        try:
+            kinds = list(KINDS.values())
+            shares = [kind.share for kind in kinds]
+            await self._build(self._chance.choices(kinds, shares, k=self._options.builds))
+        finally:
+            harm.is_over = True
+            await harming
+            self._bad.heal()
+            seconds = now() - self._began
+            sampling.cancel()
+        await defer.DeferredList(list(self._deeds))
+        after = await self._settled(before)
+        stall.stop()
+        return self._report(seconds, before, after, harm, stall.longest)
+
+    # builds
+
+    async def _build(self, kinds: list[Kind]) -> None:
+        """All of them, with never more waiting than there are workers."""
+        until_now = self._completed
+        for number, kind in enumerate(kinds, 1):
+            await self._master.submit(kind.name)
+            room = until_now + number - 2 * self._options.workers
+            await until(lambda room=room: self._completed >= room, "a free worker", END_SECONDS)
+        everything = until_now + len(kinds)
+        await until(lambda: self._completed >= everything, "the last builds", END_SECONDS)
+
+    async def _listen(self) -> None:
+        master = self._master.master
+        for kind in KINDS.values():
+            self._builders[await master.data.updates.findBuilderId(kind.name)] = kind
+        for callback, pattern in (
+            (self._build_began, ("builds", None, "new")),
+            (self._build_ended, ("builds", None, "finished")),
+            (self._step_began, ("steps", None, "started")),
+            (self._request_ended, ("buildrequests", None, "complete")),
+        ):
+            await master.mq.startConsuming(callback, pattern)
+
+    def _build_began(self, _key: Any, build: Any) -> None:
+        request = build["buildrequestid"]
+        kind = self._builders[build["builderid"]]
+        wanted = self._wanted.setdefault(request, Wanted(request, kind.name, kind.result))
+        self._tries[build["buildid"]] = attempt = Try(build["buildid"], now())
+        wanted.tries.append(attempt)
+
+    def _build_ended(self, _key: Any, build: Any) -> None:
+        attempt = self._tries[build["buildid"]]
+        attempt.ended, attempt.result = now(), Results[build["results"]]
+
+    def _request_ended(self, _key: Any, request: Any) -> None:
+        wanted = self._wanted.get(request["buildrequestid"])
+        if wanted is not None:
+            wanted.final = Results[request["results"]]
+        self._completed += 1
+
+    # what is done to single builds
+
+    def _step_began(self, _key: Any, step: Any) -> None:
+        if step["name"] == VICTIM:
+            deed = defer.ensureDeferred(self._do(step["buildid"]))
+            self._deeds.add(deed)
+            deed.addBoth(lambda _: self._deeds.discard(deed))
+
+    async def _do(self, build: int) -> None:
+        (wanted,) = [each for each in self._wanted.values() if build in _builds(each)]
+        deed = KINDS[wanted.kind].deed
+        await pause(self._chance.uniform(0, 1))
+        while not self._tries[build].ended:
+            if await self._done(deed, wanted, build):
+                return
+            await pause(0.5)
+
+    async def _done(self, deed: Deed, wanted: Wanted, build: int) -> bool:
+        """Whether it is done, or has not to be."""
+        if deed is Deed.STOP:
+            await self._master.stop_build(wanted.request)
+            return True
+        container = self._container(build)
+        if container is None:
+            return False
+        if deed is Deed.KILL:
+            return bool(await threads.deferToThread(kill_victim, self._client, container))
+        if build != wanted.tries[0].build:
+            return True
+        wanted.removed.append(build)
+        return bool(await threads.deferToThread(remove_sandbox, self._client, container))
+
+    def _container(self, build: int) -> str | None:
+        for worker in self._workers():
+            if worker._build is not None and worker._build.buildid == build and worker._sandbox:
+                return str(worker._sandbox.container)
+        return None
+
+    # measuring
+
+    def _fill_pools(self) -> None:
+        """Bounded pools of threads grow when they are needed: all that may be, now."""
+        engines = {worker._engine for worker in self._workers()}
+        for pool in (reactor.getThreadPool(), *(engine._pool for engine in engines)):  # type: ignore[attr-defined]
+            pool.adjustPoolsize(minthreads=pool.max)
+
+    def _workers(self) -> list[Any]:
+        return list(self._master.master.workers.workers.values())
+
+    async def _sample(self) -> None:
+        while True:
+            print(f"{now() - self._began:5.0f} s: {self._completed} builds", file=sys.stderr)
+            self._samples.append((now() - self._began, self._completed, memory()))
+            await pause(_SAMPLE_SECONDS)
+
+    async def _settled(self, wanted: Any) -> Any:
+        """The counts once there is no container any more and nothing above what is wanted."""
+
+        async def look() -> Any:
+            return await threads.deferToThread(counts, self._client, self._daemon.root.name)
+
+        async def is_settled() -> bool:
+            found = await look()
+            return not found["containers"] and all(found[name] <= wanted[name] for name in wanted)
+
+        with contextlib.suppress(AssertionError):  # What is left is told.
+            await until(is_settled, "all to be gone", SETTLE_SECONDS)
+        return await look()
+
+    def _report(
+        self, seconds: float, before: Any, after: Any, harm: EngineHarm, stall: float
+    ) -> Report:
+        told = [line for each in self._wanted.values() for line in complaints(each, harm.done)]
+        sandboxes, unclear = _outcomes(self._master.basedir / FILE)
+        return Report(
+            options=attrs.asdict(self._options),
+            seconds=seconds,
+            results=Counter(f"{each.kind}: {each.final}" for each in self._wanted.values()),
+            tries=Counter(len(each.tries) for each in self._wanted.values()),
+            harm=harm.times,
+            deeds=Counter(
+                KINDS[each.kind].deed.value
+                for each in self._wanted.values()
+                if KINDS[each.kind].deed is not Deed.NONE
+            ),
+            outcomes=sandboxes,
+            before=dict(before),
+            after=dict(after),
+            memory=self._samples,
+            stall=stall,
+            errors=[each for each in self._master.errors if not _is_buildbots_own(each)],
+            complaints=[*told, *unclear],
+        )
+
+
+def _is_buildbots_own(error: str) -> bool:
+    """A step that is interrupted twice, as by the Stop button and by the loss of its sandbox."""
+    return "_interrupt_impl" in error and "BuildStepCancelled" in error
+
+
+def _builds(wanted: Wanted) -> set[int]:
+    return {attempt.build for attempt in wanted.tries}
+
+
+def _configuration(workers: list[Any]) -> dict[str, Any]:
+    names = [worker.name for worker in workers]
+    config = configuration(workers)
+    config["builders"] = [
+        util.BuilderConfig(
+            name=kind.name,
+            workernames=names,
+            factory=BuildFactory(kind.steps()),
+            properties={} if kind.policy == "plain" else {"sandbox_policy": kind.policy},
+        )
+        for kind in KINDS.values()
+    ]
+    config["schedulers"] = []
+    return config
+
+
+def _outcomes(audit: Path) -> tuple[Counter[str], list[str]]:
+    """How the sandboxes ended, and a complaint for each that has not ended with one outcome."""
+    made: set[str] = set()
+    used: set[str] = set()
+    ends: dict[str, list[str]] = {}
+    gone: Counter[str] = Counter()
+    for entry in reading(audit):
+        sandbox = entry["sandbox"]
+        if entry["event"] == "sandbox.created":
+            made.add(sandbox)
+        if entry["event"] == "sandbox.ready":
+            used.add(sandbox)
+        if entry["event"] == "sandbox.gone":
+            gone[sandbox] += 1
+        if "outcome" in entry:
+            ends.setdefault(sandbox, []).append(entry["outcome"])
+    told = [f"sandbox {each} was never gone" for each in sorted(made) if not gone[each]]
+    told += [f"sandbox {each} is twice gone" for each in sorted(made) if gone[each] > 1]
+    told += [
+        f"sandbox {each} ended as {ends.get(each, [])}"
+        for each in sorted(used)
+        if len(ends.get(each, [])) != 1
+    ]
+    return Counter(ends.get(each, ["never ready"])[0] for each in made), told
