@@ -196,6 +196,34 @@ class NotConformant(EngineError):
         )
 
 
+class DiskRefused(EngineError):
+    """``disk_backing="disk"`` cannot be had, or its limit not be enforced, with this engine."""
+
+    actor = Actor.OPERATOR
+
+    def __init__(self, engine: str, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f"no workspace on disk with the container engine {engine}",
+            details=reason,
+            resolution=(
+                "It takes a master that is root on the engine's own host, with loop devices and "
+                "e2fsprogs; else set disk_backing='tmpfs' in the policy"
+            ),
+        )
+
+
+class DiskFull(EngineError):
+    """The engine's host has no room for one more workspace."""
+
+    def __init__(self, engine: str, folder: str) -> None:
+        super().__init__(
+            f"no room for a workspace on disk with the container engine {engine}",
+            details=f"{folder} is full",
+            resolution="Make room there, run fewer sandboxes at once, or set a smaller disk=",
+        )
+
+
 class NoFreeUid(EngineError):
     """Every uid of the engine's range belongs to a living sandbox."""
 

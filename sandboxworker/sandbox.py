@@ -37,6 +37,8 @@ from sandboxworker.errors import (
 )
 from sandboxworker.limits import Counts
 from sandboxworker.phases import Phases
+from sandboxworker.proof import prove_disk, prove_kernel
+from sandboxworker.resources import Resources
 from sandboxworker.shared import follow
 from sandboxworker.spec import ContainerSpec, Identity, create_body, exec_environ
 
@@ -142,6 +144,8 @@ class Sandbox:
         #: What the kernel has counted, as the last command's end told.
         self.counts = Counts()
         self._uids = uids
+        self._resources = Resources(engine, spec)
+        self._is_probe = False
         self._audit = audit
         self._waits = waits
         self._ready_at: float | None = None
@@ -229,6 +233,9 @@ class Sandbox:
 
     async def _start(self) -> None:
         try:
+            self._doing = "prove disk"
+            if self.spec.disk is not None and not self._is_probe:
+                await prove_disk(self.engine, self.spec, self._probe, self.reactor)
             self._doing = "create container"
             created = await self._create()
             self._phases.over("create")
@@ -244,6 +251,8 @@ class Sandbox:
             self._phases.over("start")
             if not self._waits:
                 self._start_clock()
+            self._doing = "prove the limits"
+            await self._prove(created)
             if self._lost is not None:
                 raise self._lost
             self._ready_at = self.reactor.seconds()
@@ -267,7 +276,7 @@ class Sandbox:
 
     async def _create(self) -> Created:
         for _ in range(_UID_ATTEMPTS):
-            identity = self._new_identity()
+            identity = self._identity = await self._resources.take(self._new_identity())
             try:
                 created = await self.engine.create(identity.name, create_body(self.spec, identity))
             except EngineRefused as error:
@@ -278,6 +287,18 @@ class Sandbox:
             self._container = created.id
             return created
         raise NoFreeUid(self.engine.name, _UID_ATTEMPTS)
+
+    async def _prove(self, created: Created) -> None:
+        """It is as asked in the kernel's eyes too."""
+        self._resources.started()
+        await prove_kernel(self.engine, created.id, self.spec, self.identity, self.reactor)
+        self._phases.over("prove")
+
+    def _probe(self, spec: ContainerSpec) -> Sandbox:
+        """Another one, in which to try what this one relies on."""
+        probe = Sandbox(self.engine, self._uids, spec, self.owner, self.reactor, self._audit)
+        probe._is_probe = True
+        return probe
 
     def _new_identity(self) -> Identity:
         labels = (
@@ -303,6 +324,7 @@ class Sandbox:
         return float(self.reactor.seconds() + longest)
 
     def _give_back_uid(self) -> None:
+        self._resources.give_back()
         if self.spec.user == "auto" and self._identity is not None:
             self._uids.give_back(self._identity.uid)
         self._identity = None

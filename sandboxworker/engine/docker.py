@@ -16,19 +16,26 @@ from twisted.internet.protocol import Factory
 from twisted.python.threadpool import ThreadPool
 
 from sandboxworker.engine.address import EngineAddress
+from sandboxworker.engine.cores import Cores
 from sandboxworker.engine.health import Health
 from sandboxworker.engine.interface import (
     Created,
     ExecRequest,
+    Host,
+    HostDisk,
     Listed,
     StreamReceiver,
     Usage,
 )
+from sandboxworker.engine.loopdisk import LoopDisk
+from sandboxworker.engine.loopdisk import make as make_disk
+from sandboxworker.engine.proven import Proven
 from sandboxworker.engine.relay import SshRelay
 from sandboxworker.engine.sdk import root_cause, sdk_client
 from sandboxworker.engine.stream import EngineStream, upgrade_request
 from sandboxworker.engine.uids import UidRange
 from sandboxworker.errors import (
+    DiskRefused,
     EngineError,
     EngineRefused,
     EngineTimeout,
@@ -63,6 +70,9 @@ class DockerEngine:
         self._client_lock = threading.Lock()
         self._relay = SshRelay(address, reactor) if address.is_ssh else None
         self.uids = UidRange()
+        self.proven = Proven(reactor)
+        self.cores = Cores()
+        self._host: Host | None = None
         self.health = Health(self.name, self.ping, reactor)
 
     @property
@@ -73,6 +83,20 @@ class DockerEngine:
         return f"<DockerEngine {self.address}>"
 
     # control calls
+
+    async def host(self) -> Host:
+        if self._host is None:
+            self._host = host_facts(await self._call("info", lambda sdk: sdk.info()))
+        return self._host
+
+    async def new_disk(self, size: int, inodes: int, owner: str) -> HostDisk:
+        if not self.address.is_unix:
+            raise DiskRefused(self.name, "it is on another machine")
+        folder = (await self.host()).folder
+        made: LoopDisk = await self._call(
+            "make a disk", lambda _: make_disk(self.name, folder, size, inodes, owner)
+        )
+        return made
 
     async def ping(self) -> None:
         """Answers if the engine does."""
@@ -355,6 +379,15 @@ def image_facts(reference: str, inspected: Mapping[str, Any]) -> ImageFacts:
         volumes=tuple(sorted(config.get("Volumes") or ())),
         os=inspected.get("Os") or "linux",
         architecture=inspected.get("Architecture") or "",
+    )
+
+
+def host_facts(info: Mapping[str, Any]) -> Host:
+    """The facts in an info answer."""
+    return Host(
+        folder=info.get("DockerRootDir") or "",
+        processors=info.get("NCPU") or 0 if info.get("CPUSet") else 0,
+        lsm=any("name=apparmor" in option for option in info.get("SecurityOptions") or ()),
     )
 
 
