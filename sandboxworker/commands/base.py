@@ -15,6 +15,7 @@ from twisted.internet.defer import DeferredLock
 from sandboxworker.commands.budget import Budget
 from sandboxworker.process import Completed, run
 from sandboxworker.sandbox import Sandbox
+from sandboxworker.struck import Struck
 
 ENCODING = "utf-8"
 
@@ -41,6 +42,7 @@ class SandboxCommand(ProtocolCommandPb):
         self,
         sandbox: Sandbox,
         budget: Budget,
+        struck: Struck,
         withheld: Mapping[str, str],
         commands: dict[str, Callable[..., Any]],
         *,
@@ -53,6 +55,7 @@ class SandboxCommand(ProtocolCommandPb):
     ) -> None:
         self.sandbox = sandbox
         self.budget = budget
+        self.struck = struck
         #: Secrets that no file may carry into the workspace: value to name.
         self.withheld = withheld
         self._tools: set[defer.Deferred[Completed]] = set()
