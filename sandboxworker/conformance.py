@@ -13,7 +13,6 @@ import attrs
 
 #: Inspect answers these by other means, or an engine may fill them in by its own default.
 _NOT_COMPARED = frozenset({"Image", "Cmd", "AttachStdin", "AttachStdout", "AttachStderr"})
-_HOST_NOT_COMPARED = frozenset({"Mounts"})
 
 #: Lists whose order means nothing; an engine may sort them.
 _SETS = frozenset({"Env", "MaskedPaths", "ReadonlyPaths", "SecurityOpt", "Ulimits", "CapDrop"})
@@ -53,10 +52,7 @@ def deviations(
         *_image(request, inspected),
         *_compare("", request, inspected.get("Config") or {}, _NOT_COMPARED | {"HostConfig"}),
         *_compare(
-            "HostConfig.",
-            request["HostConfig"],
-            inspected.get("HostConfig") or {},
-            _HOST_NOT_COMPARED,
+            "HostConfig.", request["HostConfig"], inspected.get("HostConfig") or {}, frozenset()
         ),
         *_unasked(request, inspected),
     )
@@ -117,7 +113,13 @@ def _unasked(request: Mapping[str, Any], inspected: Mapping[str, Any]) -> Iterab
     for name in _MUST_BE_EMPTY:
         if host.get(name):
             yield Deviation(f"HostConfig.{name}", None, host[name])
-    asked = request["HostConfig"].get("Tmpfs") or {}
+    asked = _asked_mounts(request["HostConfig"])
     for mount in inspected.get("Mounts") or ():
-        if mount.get("Type") != "tmpfs" or mount.get("Destination") not in asked:
+        if (mount.get("Type"), mount.get("Destination")) not in asked:
             yield Deviation("Mounts", "nothing else", mount.get("Destination"))
+
+
+def _asked_mounts(host: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """Kind and place of each."""
+    volumes = {(mount["Type"], mount["Target"]) for mount in host.get("Mounts") or ()}
+    return volumes | {("tmpfs", place) for place in host.get("Tmpfs") or ()}

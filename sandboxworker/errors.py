@@ -154,6 +154,18 @@ class EngineTimeout(EngineError):
         )
 
 
+class StartTimeout(EngineError):
+    """A sandbox was not ready in time."""
+
+    def __init__(self, sandbox: str, engine: str, call: str, deadline: float) -> None:
+        self.call = call
+        super().__init__(
+            f"sandbox {sandbox} was not ready on {engine} within {deadline:g} s",
+            details=f"the engine was at {call!r}",
+            resolution="Look at the engine's own log",
+        )
+
+
 class EngineRefused(EngineError):
     """The engine answered a call with an error.
 
@@ -181,6 +193,34 @@ class NotConformant(EngineError):
                 "The build was not run. Give the kernel or engine what it lacks, "
                 "or change the policy field"
             ),
+        )
+
+
+class DiskRefused(EngineError):
+    """``disk_backing="disk"`` cannot be had, or its limit not be enforced, with this engine."""
+
+    actor = Actor.OPERATOR
+
+    def __init__(self, engine: str, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f"no workspace on disk with the container engine {engine}",
+            details=reason,
+            resolution=(
+                "It takes a master that is root on the engine's own host, with loop devices and "
+                "e2fsprogs; else set disk_backing='tmpfs' in the policy"
+            ),
+        )
+
+
+class DiskFull(EngineError):
+    """The engine's host has no room for one more workspace."""
+
+    def __init__(self, engine: str, folder: str) -> None:
+        super().__init__(
+            f"no room for a workspace on disk with the container engine {engine}",
+            details=f"{folder} is full",
+            resolution="Make room there, run fewer sandboxes at once, or set a smaller disk=",
         )
 
 
@@ -216,6 +256,17 @@ class SandboxGone(EngineError):
 
     def __init__(self, sandbox: str, state: str) -> None:
         super().__init__(f"sandbox {sandbox} is {state}")
+
+
+class OutOfMemory(SandboxGone):
+    """The kernel killed the keeper for the memory limit: what its build keeps is no process's."""
+
+    actor = Actor.BUILD
+
+    def __init__(self, sandbox: str) -> None:
+        super().__init__(
+            sandbox, "ended: its build used up the memory, and kept it; see the policy's memory"
+        )
 
 
 class NotDestroyed(EngineError):

@@ -239,6 +239,16 @@ _RUNTIME = _Kind(
 _NETWORK = _Kind(
     _same, lambda value: value == "none", "'none' is the only value: a build has no network (T1)"
 )
+_BACKING = _Kind(
+    _same,
+    lambda value: value in ("tmpfs", "disk"),
+    "'tmpfs' (in memory), or 'disk' (a file system of its own on the engine's disk)",
+)
+_CPUSET = _Kind(
+    _same,
+    lambda value: value in ("auto", "none"),
+    "'auto' (a build sees as many processors as its cpus say), or 'none' (it sees all of them)",
+)
 _YES_NO = _Kind(_same, lambda value: isinstance(value, bool), "True or False")
 
 
@@ -283,12 +293,16 @@ class SandboxPolicy:
     #: ``auto``: a uid of its own for every living sandbox.
     user: str = _field(_USER, "auto")
     cpus: float = _field(_CPUS, 1)
+    #: ``auto``: it runs on, and sees, as many processors as ``cpus`` rounded up.
+    cpuset: str = _field(_CPUSET, "auto")
     #: For processes; the sizes of the tmpfs mounts come on top (see `cgroup_memory`).
     memory: int = _field(_size(16 * MIB, 16 * TIB), GIB)
     #: Processes and threads.
     pids: int = _field(_count(16, 65536), 1024)
     disk: int = _field(_size(MIB, 16 * TIB), 2 * GIB)
     disk_inodes: int = _field(_count(64, 1_000_000_000), 200_000)
+    #: Where the workspace is: in memory, or on the disk of the engine's host.
+    disk_backing: str = _field(_BACKING, "tmpfs")
     workspace: str = _field(_WORKSPACE, "/build")
     shm: int = _field(_size(64 * KIB, TIB), 64 * MIB)
     tmp: int = _field(_size(64 * KIB, TIB), 256 * MIB)
@@ -360,7 +374,8 @@ class SandboxPolicy:
         So a full workspace gives ``ENOSPC`` and not an OOM kill; and it is what one sandbox
         can cost its host.
         """
-        return self.memory + self.disk + self.tmp + self.shm + self.secrets_size
+        in_memory = 0 if self.disk_backing == "disk" else self.disk
+        return self.memory + in_memory + self.tmp + self.shm + self.secrets_size
 
     def releases(self, secret: str) -> bool:
         """Whether this policy hands that secret to a build."""

@@ -27,6 +27,7 @@ from sandboxworker.errors import (
 )
 from sandboxworker.kept import Kept
 from sandboxworker.launch import Ended, Marked
+from sandboxworker.limits import Counts
 from sandboxworker.sandbox import Sandbox
 from sandboxworker.unexpected import unexpected
 
@@ -232,7 +233,9 @@ class SandboxProcess:
         elif output:
             self._give(channel, output)
         if self._is_told():
-            kind, _, status = self._marked[STDOUT].words[0].partition(" ")
+            kind, _, numbers = self._marked[STDOUT].words[0].partition(" ")
+            status, *counts = numbers.split(" ")
+            self.sandbox.counts = self.sandbox.counts.with_(Counts.told(counts))
             self._end(self._told(kind, min(_number(status), 255)))
 
     def _keep_early(self, channel: int, output: bytes) -> None:

@@ -6,6 +6,7 @@ A test that uses the fixture ``engine`` gets the marker of that name; without an
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import sys
@@ -50,6 +51,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("engine")
 
 
+def loop_files(folder: str = "/") -> set[str]:
+    """The files below a folder that a loop device of this machine holds."""
+    held = set()
+    for file in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):  # It was let go of meanwhile.
+            held.add(file.read_text().strip())
+    return {name for name in held if Path(folder) in Path(name).parents}
+
+
 # ---- what is left ------------------------------------------------------------------------------
 
 
@@ -65,12 +75,14 @@ class LeftOver:
         self._client: Any = None
         self._volumes: set[str] = set()
         self._mounts: set[str] = set()
+        self._loops: set[str] = set()
 
     def watch(self, client: Any) -> None:
         """An engine is used from now on."""
         self._client = client
         self._volumes = self._volumes_now()
         self._mounts = self._mounts_now()
+        self._loops = self._loops_now()
 
     def found(self) -> list[str]:
         """One line for each thing that is left."""
@@ -110,7 +122,13 @@ class LeftOver:
         """What is mounted that was not before, unless it may be some other container's."""
         if self._client.containers():
             return []
-        return [f"mount {place}" for place in sorted(self._mounts_now() - self._mounts)]
+        loops = sorted(self._loops_now() - self._loops)
+        mounts = sorted(self._mounts_now() - self._mounts)
+        return [*(f"loop device {file}" for file in loops), *(f"mount {place}" for place in mounts)]
+
+    def _loops_now(self) -> set[str]:
+        """The files below the engine's folder that a loop device of this machine holds."""
+        return loop_files(self._client.info()["DockerRootDir"])
 
     def _containers_now(self) -> list[str]:
         return [

@@ -14,15 +14,18 @@ from typing import Any, TypeVar
 import attrs
 from twisted.internet import defer, task
 
+from sandboxworker.engine.cores import Cores
 from sandboxworker.engine.interface import (
     STDERR,
     STDOUT,
     Created,
     ExecRequest,
+    Host,
     Listed,
     StreamReceiver,
     Usage,
 )
+from sandboxworker.engine.proven import Proven
 from sandboxworker.engine.uids import UidRange
 from sandboxworker.errors import EngineRefused, EngineTimeout, ImageNotFound
 from sandboxworker.spec import ImageFacts
@@ -186,6 +189,28 @@ class MemoryContainer:
         }
 
 
+class TakenOnTrust(Proven):
+    """No kernel is below the double that could be looked at."""
+
+    def holds(self, what: str) -> bool:
+        return True
+
+
+@attrs.define
+class MemoryDisk:
+    """A disk that is mounted, or not, as a test says."""
+
+    device: str
+    mounted: bool
+    is_held: bool = True
+
+    def is_mounted(self) -> bool:
+        return self.mounted
+
+    def let_go(self) -> None:
+        self.is_held = False
+
+
 class MemoryEngine:
     """Containers as dictionaries; no process, no file.
 
@@ -194,13 +219,17 @@ class MemoryEngine:
     ``failures``: errors that the next calls of a name raise, before they have any effect.
     ``lost_answers``: calls that take effect and whose answer never comes.
     ``hanging``: calls that have no effect and never answer; ``gates``: calls that wait.
+    ``mounts_disks``: whether containers have the disks that were made for them.
     ``deaf``: containers stay although their removal was asked for.
+    ``out_of_memory``: containers of which `died_of_memory` says so.
     """
 
     name = "memory"
 
     def __init__(self, reactor: Any) -> None:
         self.uids = UidRange()
+        self.proven = TakenOnTrust(reactor)
+        self.cores = Cores()
         self.images = {IMAGE.reference: IMAGE}
         self.containers: dict[str, MemoryContainer] = {}
         self.commands: dict[tuple[str, ...], Command] = {}
@@ -212,8 +241,11 @@ class MemoryEngine:
         self.hanging: set[str] = set()
         self.gates: dict[str, defer.Deferred[None]] = {}
         self.deaf = False
+        self.out_of_memory: set[str] = set()
         self.calls: list[str] = []
         self.executed: list[ExecRequest] = []
+        self.disks: list[MemoryDisk] = []
+        self.mounts_disks = True
         self._reactor = reactor
         self._ids = itertools.count(1)
         self._statuses: dict[str, int | None] = {}
@@ -248,6 +280,14 @@ class MemoryEngine:
                 stream.end()
 
     # control calls (see `interface.Engine`)
+
+    async def host(self) -> Host:
+        return Host()
+
+    async def new_disk(self, size: int, inodes: int, owner: str) -> MemoryDisk:
+        await self._begin("new_disk")
+        self.disks.append(MemoryDisk(f"/dev/memory{len(self.disks)}", self.mounts_disks))
+        return self.disks[-1]
 
     async def image(self, reference: str) -> ImageFacts:
         await self._begin("image")
@@ -287,6 +327,10 @@ class MemoryEngine:
         await self._begin("usage")
         self._existing("usage", container)
         return Usage(1024, 0.1)
+
+    async def died_of_memory(self, container: str, until: float) -> bool:
+        await self._begin("died_of_memory")
+        return container in self.out_of_memory
 
     async def remove(self, container: str) -> None:
         await self._begin("remove")

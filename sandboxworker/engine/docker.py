@@ -6,7 +6,7 @@ The only module that knows the SDK. Podman's Docker-compatible socket is told ap
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 import docker.errors
@@ -16,19 +16,26 @@ from twisted.internet.protocol import Factory
 from twisted.python.threadpool import ThreadPool
 
 from sandboxworker.engine.address import EngineAddress
+from sandboxworker.engine.cores import Cores
 from sandboxworker.engine.health import Health
 from sandboxworker.engine.interface import (
     Created,
     ExecRequest,
+    Host,
+    HostDisk,
     Listed,
     StreamReceiver,
     Usage,
 )
+from sandboxworker.engine.loopdisk import LoopDisk
+from sandboxworker.engine.loopdisk import make as make_disk
+from sandboxworker.engine.proven import Proven
 from sandboxworker.engine.relay import SshRelay
 from sandboxworker.engine.sdk import root_cause, sdk_client
 from sandboxworker.engine.stream import EngineStream, upgrade_request
 from sandboxworker.engine.uids import UidRange
 from sandboxworker.errors import (
+    DiskRefused,
     EngineError,
     EngineRefused,
     EngineTimeout,
@@ -63,6 +70,9 @@ class DockerEngine:
         self._client_lock = threading.Lock()
         self._relay = SshRelay(address, reactor) if address.is_ssh else None
         self.uids = UidRange()
+        self.proven = Proven(reactor)
+        self.cores = Cores()
+        self._host: Host | None = None
         self.health = Health(self.name, self.ping, reactor)
 
     @property
@@ -73,6 +83,20 @@ class DockerEngine:
         return f"<DockerEngine {self.address}>"
 
     # control calls
+
+    async def host(self) -> Host:
+        if self._host is None:
+            self._host = host_facts(await self._call("info", lambda sdk: sdk.info()))
+        return self._host
+
+    async def new_disk(self, size: int, inodes: int, owner: str) -> HostDisk:
+        if not self.address.is_unix:
+            raise DiskRefused(self.name, "it is on another machine")
+        folder = (await self.host()).folder
+        made: LoopDisk = await self._call(
+            "make a disk", lambda _: make_disk(self.name, folder, size, inodes, owner)
+        )
+        return made
 
     async def ping(self) -> None:
         """Answers if the engine does."""
@@ -119,6 +143,17 @@ class DockerEngine:
             "stats", lambda sdk: sdk.stats(container, stream=False, one_shot=True)
         )
         return usage_of(stats)
+
+    async def died_of_memory(self, container: str, until: float) -> bool:
+        filters = {"container": [container], "event": ["oom", "die"]}
+        # The engine keeps its latest 256 events; it answers when "until" has come.
+        found = await self._call(
+            "events",
+            lambda sdk: list(
+                sdk.events(since=1, until=f"{until:.9f}", filters=filters, decode=True)
+            ),
+        )
+        return memory_ended_it(found)
 
     async def remove(self, container: str) -> None:
         try:
@@ -193,6 +228,9 @@ class DockerEngine:
         pending.addTimeout(CALL_DEADLINE, self._reactor, timed_out)
         try:
             return await pending
+        except defer.CancelledError:
+            given_up.set()
+            raise
         except EngineUnreachable as error:
             self.health.failed(error)
             raise
@@ -344,6 +382,15 @@ def image_facts(reference: str, inspected: Mapping[str, Any]) -> ImageFacts:
     )
 
 
+def host_facts(info: Mapping[str, Any]) -> Host:
+    """The facts in an info answer."""
+    return Host(
+        folder=info.get("DockerRootDir") or "",
+        processors=info.get("NCPU") or 0 if info.get("CPUSet") else 0,
+        lsm=any("name=apparmor" in option for option in info.get("SecurityOptions") or ()),
+    )
+
+
 def unsupported(version: Mapping[str, Any]) -> str | None:
     """The product in a version answer, if it is one that cannot apply a sandbox."""
     for component in version.get("Components") or ():
@@ -361,6 +408,20 @@ def usage_of(stats: Mapping[str, Any]) -> Usage:
         memory_peak=memory.get("max_usage") or None,
         cpu_seconds=None if total is None else round(total / 1e9, 3),
     )
+
+
+#: Seconds between the kernel's last kill for memory and the end of a container that it brought.
+OOM_TO_END = 5.0
+
+
+def memory_ended_it(events: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a container's ``oom`` events came right before its end, or before now."""
+    times: dict[str, list[float]] = {"oom": [], "die": []}
+    for event in events:
+        times.setdefault(str(event.get("Action")), []).append(event.get("timeNano", 0) / 1e9)
+    if not times["oom"]:
+        return False
+    return not times["die"] or times["die"][-1] - times["oom"][-1] <= OOM_TO_END
 
 
 def _listed(entry: Mapping[str, Any]) -> Listed:

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import attrs
 
+from sandboxworker.engine.cores import Cores
+from sandboxworker.engine.proven import Proven
 from sandboxworker.spec import ImageFacts
 
 #: Channels of a demultiplexed stream (Docker Engine API, "Stream format").
@@ -61,6 +63,33 @@ class ExecRequest:
     stdin: bool = False
 
 
+@attrs.frozen
+class Host:
+    """What an engine says of the machine it runs on.
+
+    ``folder``: where it keeps its files; ``processors``: how many a container may use, 0 where
+    they cannot be chosen; ``lsm``: whether it confines containers by AppArmor.
+    """
+
+    folder: str = ""
+    processors: int = 0
+    lsm: bool = False
+
+
+class HostDisk(Protocol):
+    """A file system of fixed size on the engine's host, for one sandbox (see `Engine.new_disk`)."""
+
+    @property
+    def device(self) -> str:
+        """The block device to mount."""
+
+    def is_mounted(self) -> bool:
+        """Whether a container has it now."""
+
+    def let_go(self) -> None:
+        """It goes with the container that has it mounted, or at once if none has."""
+
+
 class StreamReceiver(Protocol):
     """Who listens to a stream. All calls come from the reactor."""
 
@@ -103,6 +132,19 @@ class Engine(Protocol):
     def name(self) -> str:
         """The engine's address, for people."""
 
+    #: What it has been seen to do; and which processors its sandboxes run on.
+    proven: Proven
+    cores: Cores
+
+    async def host(self) -> Host:
+        """What is known of its machine; asked once."""
+
+    async def new_disk(self, size: int, inodes: int, owner: str) -> HostDisk:
+        """A file system of so many bytes and inodes, whose top directory is ``uid:gid``'s.
+
+        Raises `DiskRefused` where this engine, or this process, cannot have one, and `DiskFull`.
+        """
+
     async def image(self, reference: str) -> ImageFacts:
         """The facts of an image. Raises `ImageNotFound`; nothing is ever pulled."""
 
@@ -131,6 +173,13 @@ class Engine(Protocol):
 
     async def usage(self, container: str) -> Usage:
         """What a running container has used so far."""
+
+    async def died_of_memory(self, container: str, until: float) -> bool:
+        """Whether the kernel killed something in a container for its memory limit when it ended.
+
+        ``until``: seconds since the epoch by the engine's clock, not later than a few from now.
+        The container may be gone already.
+        """
 
     async def remove(self, container: str) -> None:
         """Ask for a container's end, by force. It may still be there on return."""

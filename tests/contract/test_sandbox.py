@@ -17,6 +17,8 @@ from sandboxworker.audit import Event
 from sandboxworker.engine.interface import ExecRequest, Usage
 from sandboxworker.engine.uids import UidRange
 from sandboxworker.errors import (
+    DiskFull,
+    DiskRefused,
     EngineRefused,
     EngineTimeout,
     EngineUnreachable,
@@ -283,6 +285,61 @@ def test_uid_of_a_stuck_sandbox_stays_taken(world: World) -> None:
     with pytest.raises(NotDestroyed):
         outcome.value()
     assert world.free == 1
+
+
+# ---- a disk ------------------------------------------------------------------------------------
+
+
+def held(world: World) -> list[bool]:
+    return [disk.is_held for disk in world.engine.disks]
+
+
+def test_disk_is_held_until_the_container_has_it(world: World) -> None:
+    world.engine.gates["start"] = gate = defer.Deferred[None]()
+    outcome = Outcome(world.sandbox(disk_backing="disk").start())
+    world.pump(1)
+    assert held(world) == [True]
+    (container,) = world.engine.containers.values()
+    (mount,) = container.body["HostConfig"]["Mounts"]
+    device = mount["VolumeOptions"]["DriverConfig"]["Options"]["device"]
+    assert device == world.engine.disks[0].device
+    gate.callback(None)
+    world.pump(1)
+    outcome.value()
+    assert held(world) == [False]
+
+
+def test_container_that_did_not_mount_its_disk_is_refused(world: World) -> None:
+    world.engine.mounts_disks = False
+    with pytest.raises(DiskRefused, match="did not mount"):
+        world.result(world.sandbox(disk_backing="disk").start())
+    world.pump(2)
+    assert world.engine.containers == {}
+    assert held(world) == [False]
+
+
+def test_every_try_at_a_uid_has_a_disk_of_its_own(world: World) -> None:
+    world.engine.uids._free.sort()
+    Outcome(world.engine.create("sandboxworker-20001", {"Labels": {}, "HostConfig": {}}))
+    assert world.ready(disk_backing="disk").identity.uid == 20002
+    assert held(world) == [False, False]
+
+
+def test_disk_that_cannot_be_had_leaves_no_container_and_no_uid_taken(world: World) -> None:
+    world.engine.failures["new_disk"] = [DiskFull("memory", "/x")]
+    with pytest.raises(DiskFull):
+        world.result(world.sandbox(disk_backing="disk").start())
+    world.pump(2)
+    assert world.engine.containers == {}
+    assert world.free == 2
+
+
+def test_disk_of_a_sandbox_that_never_started_is_let_go(world: World) -> None:
+    world.engine.failures["create"] = [EngineRefused("memory", "create", 500, "no")]
+    with pytest.raises(EngineRefused):
+        world.result(world.sandbox(disk_backing="disk").start())
+    world.pump(2)
+    assert held(world) == [False]
 
 
 # ---- destroy -----------------------------------------------------------------------------------

@@ -14,11 +14,9 @@ from sandboxworker.policy import SandboxPolicy
 from sandboxworker.seccomp import Profile
 from sandboxworker.spec import Identity, ImageFacts, build_spec, create_body
 
-SPEC = build_spec(
-    SandboxPolicy("image", runtime="runsc", core="1m"),
-    ImageFacts("image", "sha256:" + "0" * 64, env=("PATH=/bin", "X=y")),
-    Profile("build", '{"defaultAction":"SCMP_ACT_ERRNO"}', "sha256:" + "1" * 64),
-)
+FACTS = ImageFacts("image", "sha256:" + "0" * 64, env=("PATH=/bin", "X=y"))
+PROFILE = Profile("build", '{"defaultAction":"SCMP_ACT_ERRNO"}', "sha256:" + "1" * 64)
+SPEC = build_spec(SandboxPolicy("image", runtime="runsc", core="1m"), FACTS, PROFILE)
 REQUEST = create_body(SPEC, Identity("n", 20000, 20000, (("sandboxworker.master", "m"),)))
 
 #: What inspect does not answer under the name that the request has it under.
@@ -26,7 +24,7 @@ _CONFIG = sorted(
     set(REQUEST)
     - {"HostConfig", "Image", "Cmd", "AttachStdin", "AttachStdout", "AttachStderr"}
 )  # fmt: skip
-_HOST = sorted(set(REQUEST["HostConfig"]) - {"Mounts"})
+_HOST = sorted(REQUEST["HostConfig"])
 SETTINGS = [("Config", name) for name in _CONFIG] + [("HostConfig", name) for name in _HOST]
 settings = st.sampled_from(SETTINGS)
 values: st.SearchStrategy[Any] = st.recursive(
@@ -39,7 +37,11 @@ values: st.SearchStrategy[Any] = st.recursive(
 
 def faithful() -> dict[str, Any]:
     """What an engine answers that applied everything."""
-    request = copy.deepcopy(REQUEST)
+    return answer_to(REQUEST)
+
+
+def answer_to(request: dict[str, Any]) -> dict[str, Any]:
+    request = copy.deepcopy(request)
     return {
         "Id": "1",
         "Image": request["Image"],
@@ -198,6 +200,27 @@ def test_our_own_mounts_may_be_listed() -> None:
         {"Type": "tmpfs", "Destination": path} for path in REQUEST["HostConfig"]["Tmpfs"]
     ]
     assert found(answer) == []
+
+
+def on_disk() -> dict[str, Any]:
+    spec = build_spec(SandboxPolicy("image", disk_backing="disk"), FACTS, PROFILE)
+    return create_body(spec, Identity("n", 20000, 20000, device="/dev/loop3"))
+
+
+def test_volume_that_was_asked_for_may_be_listed() -> None:
+    request = on_disk()
+    answer = answer_to(request)
+    answer["Mounts"] = [{"Type": "volume", "Destination": "/build"}]
+    assert deviations(request, answer) == ()
+
+
+@pytest.mark.parametrize("option", ["type", "device", "o"])
+def test_volume_with_other_options_is_noticed(option: str) -> None:
+    request = on_disk()
+    answer = answer_to(request)
+    (mount,) = answer["HostConfig"]["Mounts"]
+    mount["VolumeOptions"]["DriverConfig"]["Options"][option] = "other"
+    assert [each.setting for each in deviations(request, answer)] == ["HostConfig.Mounts"]
 
 
 def test_another_image_is_noticed() -> None:

@@ -39,6 +39,8 @@ ACCEPTED: list[tuple[str, Any, Any]] = [
     ("cpus", 1, 1),
     ("cpus", 0.5, 0.5),
     ("cpus", 1024, 1024),
+    ("cpuset", "auto", "auto"),
+    ("cpuset", "none", "none"),
     ("memory", 512 * MIB, 512 * MIB),
     ("memory", "512m", 512 * MIB),
     ("memory", "2G", 2 * GIB),
@@ -50,6 +52,8 @@ ACCEPTED: list[tuple[str, Any, Any]] = [
     ("pids", 16, 16),
     ("disk", "10g", 10 * GIB),
     ("disk_inodes", 64, 64),
+    ("disk_backing", "tmpfs", "tmpfs"),
+    ("disk_backing", "disk", "disk"),
     ("workspace", "/build", "/build"),
     ("workspace", "/home/ci/work-1.0_x", "/home/ci/work-1.0_x"),
     ("workspace", "/tmpfs", "/tmpfs"),
@@ -104,6 +108,7 @@ REFUSED: list[tuple[str, Any]] = [
         )
     ),
     *(("cpus", wrong) for wrong in (0, -1, True, "1", None, 1025, float("nan"), float("inf"))),
+    *(("cpuset", wrong) for wrong in (None, "", "0-1", 2, True)),
     *(
         ("memory", wrong)
         for wrong in (
@@ -114,6 +119,7 @@ REFUSED: list[tuple[str, Any]] = [
     *(("pids", wrong) for wrong in (0, -1, 15, 65537, "1024", 1024.0, True, None)),
     *(("disk", wrong) for wrong in (0, -1, "1k", "17t", None)),
     *(("disk_inodes", wrong) for wrong in (0, 63, 10**9 + 1, "200k", None)),
+    *(("disk_backing", wrong) for wrong in (None, "", "ext4", "/srv", True)),
     *(
         ("workspace", wrong)
         for wrong in (
@@ -189,10 +195,12 @@ def test_defaults_are_those_of_the_design() -> None:
         "require_digest": False,
         "user": "auto",
         "cpus": 1,
+        "cpuset": "auto",
         "memory": GIB,
         "pids": 1024,
         "disk": 2 * GIB,
         "disk_inodes": 200_000,
+        "disk_backing": "tmpfs",
         "workspace": "/build",
         "shm": 64 * MIB,
         "tmp": 256 * MIB,
@@ -321,6 +329,13 @@ def test_no_value_whatever_makes_a_traceback(fields: dict[str, Any]) -> None:
 def test_cgroup_memory_is_memory_and_every_tmpfs() -> None:
     made = policy(memory="1g", disk="2g", tmp="3m", shm="5m", secrets_size="7m")
     assert made.cgroup_memory == 3 * GIB + 15 * MIB
+
+
+def test_workspace_on_disk_is_none_of_the_cgroups_memory() -> None:
+    made = policy(
+        memory="1g", disk="9g", tmp="3m", shm="5m", secrets_size="7m", disk_backing="disk"
+    )
+    assert made.cgroup_memory == GIB + 15 * MIB
 
 
 def test_only_named_secrets_are_released() -> None:

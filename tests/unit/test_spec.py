@@ -17,6 +17,7 @@ from sandboxworker.spec import (
     SECRETS_PATH,
     UID_RANGE,
     ContainerSpec,
+    Disk,
     Identity,
     ImageFacts,
     build_spec,
@@ -28,6 +29,7 @@ from sandboxworker.spec import (
 BUILD = Profile("build", '{"defaultAction":"SCMP_ACT_ERRNO"}', "sha256:" + "1" * 64)
 STRICT = Profile("strict", '{"defaultAction":"SCMP_ACT_KILL_PROCESS"}', "sha256:" + "2" * 64)
 FACTS = ImageFacts("image", "sha256:" + "0" * 64)
+DEVICE = "/dev/loop7"
 IDENTITY = Identity("sandboxworker-20000", 20000, 20000, (("sandboxworker.master", "m"),))
 
 names = st.from_regex(r"\A[A-Za-z_][A-Za-z0-9_]{0,8}\Z")
@@ -44,6 +46,8 @@ fields = {
     "pids": st.integers(15, 65537),
     "disk": st.integers(MIB - 1, TIB),
     "disk_inodes": st.integers(63, 10**9),
+    "disk_backing": st.sampled_from(["tmpfs", "disk"]),
+    "cpuset": st.sampled_from(["auto", "none"]),
     "workspace": paths,
     "shm": sizes,
     "tmp": sizes,
@@ -99,7 +103,7 @@ def spec_of(image_env: tuple[str, ...] = (), **policy: Any) -> ContainerSpec:
 
 
 def body_of(spec: ContainerSpec, uid: int = 20000) -> dict[str, Any]:
-    return create_body(spec, Identity(f"sandboxworker-{uid}", uid, uid))
+    return create_body(spec, Identity(f"sandboxworker-{uid}", uid, uid, device=DEVICE))
 
 
 def options(text: str) -> dict[str, str]:
@@ -144,7 +148,7 @@ def test_container_has_no_privilege_and_no_capability(spec: ContainerSpec) -> No
 def test_container_has_nothing_of_the_host(spec: ContainerSpec) -> None:
     body = body_of(spec)
     host = body["HostConfig"]
-    empty = ("Binds", "Mounts", "VolumesFrom", "Devices", "DeviceRequests", "DeviceCgroupRules",
+    empty = ("Binds", "VolumesFrom", "Devices", "DeviceRequests", "DeviceCgroupRules",
              "Links", "ExtraHosts", "CgroupParent")  # fmt: skip
     assert not any(host[name] for name in empty)
     assert "Volumes" not in body
@@ -170,7 +174,13 @@ def test_container_has_no_network(spec: ContainerSpec) -> None:
 def test_only_bounded_file_systems_are_writable(spec: ContainerSpec) -> None:
     host = body_of(spec)["HostConfig"]
     assert host["ReadonlyRootfs"] is True
-    assert set(host["Tmpfs"]) == {spec.workspace, "/tmp", SECRETS_PATH}
+    volumes = {mount["Target"]: mount["VolumeOptions"] for mount in host["Mounts"]}
+    assert set(volumes) == ({spec.workspace} if spec.disk else set())
+    assert {*host["Tmpfs"], *volumes} == {spec.workspace, "/tmp", SECRETS_PATH}
+    for volume in volumes.values():
+        mounted = volume["DriverConfig"]["Options"]
+        assert {"nosuid", "nodev"} <= set(mounted["o"].split(","))
+        assert (mounted["type"], mounted["device"]) == ("ext4", DEVICE)
     for mount in map(options, host["Tmpfs"].values()):
         assert {"rw", "nosuid", "nodev"} <= mount.keys()
         assert 0 < int(mount["size"]) <= spec.memory
@@ -214,6 +224,37 @@ def test_container_ends_with_its_keeper_and_its_keeper_with_the_attached_stream(
 def test_request_is_json(spec: ContainerSpec) -> None:
     body = body_of(spec)
     assert json.loads(json.dumps(body)) == body
+
+
+def test_workspace_on_disk_is_an_unnamed_volume_that_takes_nothing_of_the_images() -> None:
+    """Unnamed: the engine removes it with its container. Named ones are there to be shared."""
+    (mount,) = body_of(spec_of(disk_backing="disk"))["HostConfig"]["Mounts"]
+    assert (mount["Type"], mount.get("Source")) == ("volume", None)
+    assert mount["VolumeOptions"]["NoCopy"] is True
+
+
+def test_disk_has_no_more_inodes_than_blocks() -> None:
+    assert spec_of(disk_backing="disk", disk="1m", disk_inodes=200_000).disk == Disk(
+        "/build", MIB, 256
+    )
+    assert spec_of(disk_backing="disk", disk="1g", disk_inodes=1000).disk == Disk(
+        "/build", GIB, 1000
+    )
+
+
+@pytest.mark.parametrize(
+    ("cpus", "cpuset", "processors"),
+    [(1, "auto", 1), (0.5, "auto", 1), (1.5, "auto", 2), (8, "auto", 8), (1, "none", None)],
+)
+def test_processors_seen_are_the_cpus_rounded_up(
+    cpus: float, cpuset: str, processors: int | None
+) -> None:
+    assert spec_of(cpus=cpus, cpuset=cpuset).processors == processors
+
+
+def test_processors_of_the_identity_are_asked_for() -> None:
+    body = create_body(spec_of(), attrs.evolve(IDENTITY, cpuset="0,3"))
+    assert body["HostConfig"]["CpusetCpus"] == "0,3"
 
 
 def test_limits_are_those_of_the_policy() -> None:
