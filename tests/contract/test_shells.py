@@ -10,7 +10,7 @@ import pytest_twisted
 from memory_engine import within
 from twisted.internet import defer, reactor, task
 
-from sandboxworker import shells
+from sandboxworker import launch, shells
 from sandboxworker.engine.docker import DockerEngine
 from sandboxworker.process import Completed, run
 from sandboxworker.sandbox import Sandbox
@@ -67,8 +67,9 @@ async def test_each_command_finds_a_shell_that_waited(
         expected = (f"{number}\n".encode(), b"err\n", number)
         assert (done.stdout, done.stderr, done.exit_code) == expected
     # Each was one exec, begun before its command came.
-    assert len(execs.argvs) <= 5
-    assert not any("echo" in argument for argv in execs.argvs for argument in argv[3:])
+    scripts = [argv[2] for argv in execs.argvs]
+    assert scripts.count(launch.WAIT) <= 5
+    assert launch.LAUNCH not in scripts
 
 
 @pytest_twisted.ensureDeferred
