@@ -29,12 +29,18 @@ from sandboxworker.cli.policyfile import DEFAULT_IMAGE, load_policy
     default=".",
     help="Take this directory's files instead of the current one's.",
 )
+@click.option(
+    "--explain-denied",
+    is_flag=True,
+    help="Name the system calls that the profile refused; the image needs strace.",
+)
 @click.argument("command", nargs=-1, required=True, metavar="-- COMMAND...")
 def try_(
     image: str | None,
     policy_file: Path | None,
     engine: str | None,
     directory: Path,
+    explain_denied: bool,
     command: tuple[str, ...],
 ) -> None:
     """Run COMMAND on the current directory's files, in the sandbox that a build would get.
@@ -62,5 +68,7 @@ def try_(
         policy = load_policy(policy_file, image)
         # Late, so that --help and wrong options answer at once.
         from sandboxworker.cli.attempt import run_attempt
+        from sandboxworker.cli.denied import explained
 
+        command = explained(command) if explain_denied else command
         sys.exit(run_attempt(policy, engine, directory, command))

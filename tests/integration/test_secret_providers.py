@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import http.server
-import json
 import os
-import shutil
-import subprocess
 import tempfile
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import attrs
+import password_store as password_stores
 import pytest
 import pytest_twisted
 from buildbot.plugins import util
@@ -25,6 +21,7 @@ from buildbot.secrets.providers.vault_hvac import (
     HashiCorpVaultKvSecretProvider,
     VaultAuthenticatorToken,
 )
+from json_server import JsonHandler, serving
 from real_master import RealMaster, one_builder_each, running_master, shell
 
 from sandboxworker import SandboxLatentWorker, SandboxPolicy
@@ -62,33 +59,10 @@ def folder() -> Iterator[Provider]:
 
 @contextlib.contextmanager
 def password_store() -> Iterator[Provider]:
-    """A store of its own, with a key that needs no passphrase."""
-    missing = [tool for tool in ("pass", "gpg", "gpgconf") if shutil.which(tool) is None]
-    if missing:
-        pytest.fail(f"{', '.join(missing)} cannot be found: run 'make setup', or install pass")
-    # The agent's socket is in it, and a socket's path must be short.
-    home = Path(tempfile.mkdtemp(prefix="pass-", dir="/tmp"))
-    store = home / "store"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GNUPGHOME", str(home))
-        patch.setenv("PASSWORD_STORE_DIR", str(store))
-        try:
-            _tool("gpg", "--batch", "--passphrase", "", "--quick-generate-key", "ci@test.invalid")
-            _tool("pass", "init", "ci@test.invalid")
-            _tool("pass", "insert", "--multiline", "ci/token", text=f"{RELEASED}\nuser: ci\n")
-            _tool("pass", "insert", "--multiline", "ci/other", text=f"{KEPT}\n")
-            assert RELEASED.encode() not in (store / "ci" / "token.gpg").read_bytes()
-            yield Provider("ci/token", "ci/other", SecretInPass(dirname=str(store)))
-        finally:
-            _tool("gpgconf", "--kill", "all")
-            shutil.rmtree(home, ignore_errors=True)
-
-
-def _tool(*command: str, text: str = "") -> None:
-    done = subprocess.run(
-        command, input=text, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, (command, done.stderr)
+    entries = {"ci/token": f"{RELEASED}\nuser: ci\n", "ci/other": f"{KEPT}\n"}
+    with password_stores.password_store(entries) as store:
+        assert RELEASED.encode() not in (store / "ci" / "token.gpg").read_bytes()
+        yield Provider("ci/token", "ci/other", SecretInPass(dirname=str(store)))
 
 
 # ---- HashiCorpVaultKvSecretProvider --------------------------------------------------------------
@@ -96,47 +70,30 @@ def _tool(*command: str, text: str = "") -> None:
 _VAULT_TOKEN = "a-token-of-vaults"
 
 
-class _Vault(http.server.BaseHTTPRequestHandler):
+class _Vault(JsonHandler):
     """What Vault's HTTP API answers to a token's look-up and to reads of KV version 2."""
 
     def do_GET(self) -> None:
         if self.headers.get("X-Vault-Token") != _VAULT_TOKEN:
-            self._answer(403, {"errors": ["permission denied"]})
+            self.answer(403, {"errors": ["permission denied"]})
         elif self.path == "/v1/auth/token/lookup-self":
-            self._answer(200, {"data": {"id": _VAULT_TOKEN}})
+            self.answer(200, {"data": {"id": _VAULT_TOKEN}})
         elif self.path == "/v1/secret/data/ci/deploy":
             data = {"token": RELEASED, "other": KEPT}
-            self._answer(200, {"data": {"data": data, "metadata": {"version": 1}}})
+            self.answer(200, {"data": {"data": data, "metadata": {"version": 1}}})
         else:
-            self._answer(404, {"errors": []})
-
-    def _answer(self, status: int, body: Any) -> None:
-        content = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        pass
+            self.answer(404, {"errors": []})
 
 
 @contextlib.contextmanager
 def vault() -> Iterator[Provider]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Vault) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            provider = HashiCorpVaultKvSecretProvider(
-                vault_server=f"http://127.0.0.1:{server.server_port}",
-                authenticator=VaultAuthenticatorToken(_VAULT_TOKEN),
-                secrets_mount="secret",
-            )
-            yield Provider("ci/deploy|token", "ci/deploy|other", provider)
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(_Vault) as url:
+        provider = HashiCorpVaultKvSecretProvider(
+            vault_server=url,
+            authenticator=VaultAuthenticatorToken(_VAULT_TOKEN),
+            secrets_mount="secret",
+        )
+        yield Provider("ci/deploy|token", "ci/deploy|other", provider)
 
 
 # ---- the same for each ---------------------------------------------------------------------------
