@@ -1,4 +1,4 @@
-"""What counts as holding: a sound sandbox passes each row, and each way of spoiling it fails one."""
+"""What holds: a sound sandbox passes each row, and each way of spoiling it fails its own."""
 
 from __future__ import annotations
 
