@@ -26,6 +26,8 @@ _SIGNALS = "HUP INT QUIT ALRM TERM PIPE USR1 USR2"
 #: on; shells say on their stderr when a child died by a signal (except INT and PIPE), and that
 #: stderr goes down the same pipe. The reader at its end tells what came.
 #: All but the command ignore the signals that are meant for it.
+#: Where a limit was met the end on stdout carries what the kernel has counted in the sandbox (see
+#: `limits.Counts`), cgroup v1 or v2: read by builtins, as there may be no room for a fork.
 LAUNCH = f"""\
 w=$1$2 d=$3 n=$4 u=$5 e=$6; shift 6
 if [ -n "$e" ]; then
@@ -41,11 +43,19 @@ input() {{
 if [ "$n" = - ]; then wait_for "$@"; else head -c "$n" 2>/dev/null | wait_for "$@"; fi
 }}
 wait_for() {{ ( trap - {_SIGNALS}; unset $u; exec >&3 2>&4 3>&- 4>&-; exec "$@" ); echo "$?"; }}
+count() {{ [ ! -r "$2" ] || while read -r a b; do [ "$a" != "$1" ] || n=$b; done <"$2"; }}
 {{ input "$@"; }} 2>&1 | {{
 k=exit s=
 while read -r l; do [ -z "$s" ] || k=signal; s=$l; done
 case $s in ""|*[!0-9]*) s=255;; esac
-printf '%s %s %s\\n' "$w" "$k" "$s"
+g=/sys/fs/cgroup c= m=0 n=0
+count oom_kill $g/memory/memory.oom_control; count oom_kill $g/memory.events; o=$n n=0
+count max $g/pids/pids.events; count max $g/pids.events
+[ "$o$n" = 00 ] || {{
+for f in $g/memory/memory.max_usage_in_bytes $g/memory.peak; do [ ! -r $f ] || read -r m <$f; done
+c=" $o $n $m"
+}}
+printf '%s %s %s%s\\n' "$w" "$k" "$s" "$c"
 printf '%s %s %s\\n' "$w" "$k" "$s" >&4
 exit "$s"
 }}

@@ -21,6 +21,7 @@ from sandboxworker.engine.interface import STDERR, STDOUT, Stream
 from sandboxworker.errors import EngineError, EngineRefused, ExecFailed, SandboxGone
 from sandboxworker.kept import Kept
 from sandboxworker.launch import Ended, Marked, launch
+from sandboxworker.limits import Counts
 from sandboxworker.sandbox import Sandbox
 from sandboxworker.unexpected import unexpected
 
@@ -153,7 +154,9 @@ class SandboxProcess:
         if output:
             self._give(channel, output)
         if self._is_told():
-            kind, _, status = self._marked[STDOUT].words[0].partition(" ")
+            kind, _, numbers = self._marked[STDOUT].words[0].partition(" ")
+            status, *counts = numbers.split(" ")
+            self.sandbox.counts = self.sandbox.counts.with_(Counts.told(counts))
             self._end(self._told(kind, min(_number(status), 255)))
 
     def _is_told(self) -> bool:

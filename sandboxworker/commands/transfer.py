@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 
 from sandboxworker.commands.archive import ArchiveRefused, Limits, rewrite
 from sandboxworker.commands.base import last_words
+from sandboxworker.limits import FULL_WORDS, was_full
 from sandboxworker.process import SandboxProcess, spawn_process
 from sandboxworker.secrets import found_in, refuse_content
 
@@ -312,6 +313,7 @@ class DownloadFile(WorkerFileDownloadCommand):
         names = found_in(withheld, [text])
         self._before = text[-max(map(len, withheld)) :]
         for name in names:
+            self.protocol_command.struck.refused.add("secret")
             self.protocol_command.sandbox.record("secret.refused", secret=name, path=self.path)
         if names:
             self.stderr, self.rc = f"sandboxworker: {refuse_content(names)}", 1
@@ -352,3 +354,11 @@ class DownloadFile(WorkerFileDownloadCommand):
                 f": {said}" if said else ""
             )
             self.rc = 1
+            self._tell_full(said)
+
+    def _tell_full(self, said: str) -> None:
+        struck = self.protocol_command.struck
+        if said in FULL_WORDS:
+            strike = was_full(struck.policy)
+            self.stderr = f"{self.stderr}\n{strike}"
+            struck.command_ended([strike], exit_code=self.rc, signal=None)
