@@ -43,7 +43,9 @@ LOOKED_AT = (*_FILES, *(f"/proc/self/ns/{name}" for name in NAMESPACES))
 
 #: What a runtime with a kernel of its own cannot show, or shows in its own way
 #: (docs/threat-model.md, "gVisor").
-_GVISOR = frozenset({"seccomp", "cgroup", "namespaces", "processors", "mounts", "lsm"})
+_GVISOR = frozenset(
+    {"ambient", "seccomp", "cgroup", "namespaces", "processors", "mounts", "limits", "lsm"}
+)
 _RUNTIMES = (("runsc", _GVISOR), ("gvisor", _GVISOR))
 
 #: Bytes by which a limit may differ: the kernel rounds to pages, of 64 KiB on some machines.
@@ -184,14 +186,23 @@ def _users(view: View, expected: Expected) -> Iterable[Deviation]:
 def _privileges(view: View, expected: Expected) -> Iterable[Deviation]:
     for who, file in (("build", _STATUS), ("keeper", _KEEPER)):
         status = view.status(file)
-        for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
-            seen = status.get(name, "")
-            is_zero = bool(re.fullmatch("0+", seen))
-            yield from _unless(is_zero, f"{who}'s {name}", "no capability", seen)
+        for name in ("CapInh", "CapPrm", "CapEff", "CapBnd"):
+            yield from _no_capability(status, who, name)
         # Kernels before 4.10 and gVisor do not tell it; the engine's answer was compared.
         yield from _unless(
             status.get("NoNewPrivs", "1") == "1", f"{who}'s NoNewPrivs", 1, status.get("NoNewPrivs")
         )
+
+
+def _ambient(view: View, expected: Expected) -> Iterable[Deviation]:
+    for who, file in (("build", _STATUS), ("keeper", _KEEPER)):
+        yield from _no_capability(view.status(file), who, "CapAmb")
+
+
+def _no_capability(status: Mapping[str, str], who: str, name: str) -> Iterable[Deviation]:
+    seen = status.get(name, "")
+    is_zero = bool(re.fullmatch("0+", seen))
+    yield from _unless(is_zero, f"{who}'s {name}", "no capability", seen)
 
 
 def _seccomp(view: View, expected: Expected) -> Iterable[Deviation]:
@@ -342,6 +353,7 @@ def _lsm(view: View, expected: Expected) -> Iterable[Deviation]:
 CHECKS: Mapping[str, Callable[[View, Expected], Iterable[Deviation]]] = {
     "users": _users,
     "privileges": _privileges,
+    "ambient": _ambient,
     "seccomp": _seccomp,
     "mounts": _mounts,
     "cgroup": _cgroup,

@@ -22,7 +22,8 @@ ENCODING = "utf-8"
 # The buffering that Buildbot's own worker does (buildbot_worker.base.BotBase):
 # logs look and flow the same.
 _BUFFER_SIZE = 64 * 1024
-_BUFFER_SECONDS = 5
+#: ``sandboxworker try`` shows what comes sooner.
+BUFFER_SECONDS = 5.0
 _MAX_LINE_LENGTH = 4096
 _NEWLINE_RE = r"(\r\n|\r(?=.)|\033\[u|\033\[[0-9]+;[0-9]+[Hf]|\033\[2J|\x08+)"
 
@@ -64,7 +65,7 @@ class SandboxCommand(ProtocolCommandPb):
             workspace,
             posixpath.join(workspace, builddir),
             _BUFFER_SIZE,
-            _BUFFER_SECONDS,
+            BUFFER_SECONDS,
             _MAX_LINE_LENGTH,
             _NEWLINE_RE,
             True,
