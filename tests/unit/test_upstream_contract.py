@@ -68,6 +68,7 @@ from sandboxworker.commands import COMMANDS
 from sandboxworker.commands import base as ours
 from sandboxworker.commands.shell import SandboxRunProcess, Shell
 from sandboxworker.housekeeping import Housekeeping, SandboxAudit
+from sandboxworker.reconfigured import Reconfigured
 from sandboxworker.source import git as our_git
 from sandboxworker.steps import SandboxGit
 from sandboxworker.worker import SandboxLatentWorker
@@ -369,6 +370,38 @@ def test_a_build_is_finished_by_one_method_that_stores_the_result_first() -> Non
         assert "buildFinished" in attributes(getattr(Build, caller)), caller
     text = source(Build.buildFinished)
     assert text.index("updates.finishBuild") < text.index("workerforbuilder.buildFinished")
+
+
+def test_a_service_is_compared_with_the_arguments_of_its_making() -> None:
+    """`reconfigured.Reconfigured` writes them anew; superfluous once upstream does."""
+    method = BuildbotService.reconfigServiceWithSibling
+    assert parameters(method) == ["sibling"]
+    assert {"_config_args", "_config_kwargs"} <= set(BuildbotService.compare_attrs)
+    assert "self._config_kwargs =" not in source(method)
+    assert issubclass(SandboxLatentWorker, Reconfigured)
+
+
+def test_a_build_puts_its_worker_into_quarantine_in_two_places() -> None:
+    """Before its first step, where we let it, and when it is finished, where we do not."""
+    places = [
+        name
+        for name, value in vars(Build).items()
+        if inspect.isfunction(value) and "putInQuarantine" in source(value)
+    ]
+    assert sorted(places) == ["buildFinished", "buildPreparationFailure"]
+    for name in ("putInQuarantine", "resetQuarantine", "stopQuarantineTimer"):
+        assert parameters(getattr(AbstractWorker, name)) == []
+    assert AbstractWorker.quarantine_initial_timeout == 10
+    assert "quarantine_max_timeout" in attributes(AbstractWorker.putInQuarantine)
+    assert "_fireSubstantiationNotifier" in attributes(AbstractLatentWorker._substantiation_failed)
+
+
+def test_a_build_that_is_given_back_keeps_its_request() -> None:
+    """`retries` finds the former attempts by it."""
+    text = source(Builder.buildFinished)
+    assert text.index("results == RETRY") < text.index("_resubmit_buildreqs")
+    assert "unclaimBuildRequests" in source(Builder._resubmit_buildreqs)
+    assert "self.requests[0].id" in source(Build.startBuild)
 
 
 def test_the_worker_info_of_the_web_interface_is_four_fields_unless_we_store_more() -> None:
