@@ -27,6 +27,7 @@ from sandboxworker.secrets import SecretRefused, decide, too_short
 from sandboxworker.source.access import is_authentication
 from sandboxworker.source.mirror import mirrors_of
 from sandboxworker.source.sources import PLACE_SOURCE, Sources
+from sandboxworker.struck import Struck
 from sandboxworker.unexpected import unexpected
 
 
@@ -44,7 +45,9 @@ class SandboxConnection(null.Connection):
         self.sandbox = sandbox
         self._policy = policy
         self._os_name = os_name
-        self._budget = Budget(policy, on_struck=self._record_limit)
+        #: What befell its commands, for the build's end.
+        self.struck = Struck(policy, self._record_limit)
+        self._budget = Budget(policy, on_struck=self.struck.ended_by)
         self._builddirs: dict[str, str] = {}
         self._sources = Sources(sandbox, policy, partial(mirrors_of, worker.master))
         self._commands: dict[str, SandboxCommand] = {}
@@ -53,6 +56,9 @@ class SandboxConnection(null.Connection):
         self._lost = False
         self._expired: str | None = None
         self._warned: set[str] = set()
+        #: What was asked and may not have ended yet.
+        self._asked: list[Any] = []
+        self._is_suspended = False
 
     def get_peer(self) -> str:
         return f"sandbox/{self.sandbox.id}"
@@ -74,6 +80,24 @@ class SandboxConnection(null.Connection):
     def refuse(self, reason: str) -> None:
         """The build is over, whatever it still asks for: each further command fails with this."""
         self._expired = reason
+
+    def suspend(self) -> None:
+        """Nothing is told, and nothing begins, until it is known why the sandbox ended.
+
+        Either `fail` or `loseConnection` follows.
+        """
+        self._is_suspended = True
+        for command in self._commands.values():
+            command.builder_is_running = False
+        self._stop_starting()
+
+    def fail(self, reason: str) -> None:
+        """The build is over by its own doing: what runs, and what may come, fails with this."""
+        self.suspend()
+        self.refuse(reason)
+        for remote in self._asked:
+            if remote.active:
+                _refuse(remote, reason)
 
     def expire(self, reason: str) -> bool:
         """Time is over: what runs is killed, what comes is refused; whether anything ran."""
@@ -137,6 +161,7 @@ class SandboxConnection(null.Connection):
         commandName: str,
         args: dict[str, Any],
     ) -> defer.Deferred[None]:
+        self._asked = [*filter(lambda asked: asked.active, self._asked), remoteCommand]
         starting = defer.ensureDeferred(
             self._start_command(remoteCommand, builderName, commandId, commandName, dict(args))
         )
@@ -171,12 +196,9 @@ class SandboxConnection(null.Connection):
     async def _start_command(
         self, remote: Any, builder: str, command_id: str, name: str, args: dict[str, Any]
     ) -> None:
-        if self._expired is not None:
-            _refuse(remote, self._expired)
+        if self._is_suspended and self._expired is None:
             return
-        if is_authentication(remote.step, name, args):
-            # Its keys and passwords stay on the master, which uses them itself.
-            _complete(remote, 0)
+        if self._is_answered(remote, name, args):
             return
         self._budget.enter(remote.step)
         try:
@@ -186,13 +208,26 @@ class SandboxConnection(null.Connection):
         except defer.CancelledError:
             self._cancelled(remote)
         except SecretRefused as refusal:
+            self.struck.refused.add("secret")
             self._record_secrets("refused", refusal.names, remote)
             _refuse(remote, f"sandboxworker: {refusal}")
         except SourceRefused as refusal:
+            self.struck.refused.add("source")
             self.sandbox.record("source.refused", reason=str(refusal), step=str(remote.step.name))
             _refuse(remote, f"sandboxworker: {refusal}")
         except SourceFailed as failure:
             self._source_failed(remote, failure)
+
+    def _is_answered(self, remote: Any, name: str, args: dict[str, Any]) -> bool:
+        """Whether that was all, without a word to the sandbox."""
+        if self._expired is not None:
+            _refuse(remote, self._expired)
+            return True
+        if is_authentication(remote.step, name, args):
+            # Its keys and passwords stay on the master, which uses them itself.
+            _complete(remote, 0)
+            return True
+        return False
 
     async def _with_source(
         self, remote: Any, builder: str, name: str, args: dict[str, Any]
@@ -224,8 +259,8 @@ class SandboxConnection(null.Connection):
         _complete(remote, GIT_FAILED)
 
     def _cancelled(self, remote: Any) -> None:
-        if self._lost:
-            return  # The master knows.
+        if self._lost or self._is_suspended:
+            return  # The master knows, or will.
         if self._expired is not None:
             _refuse(remote, self._expired)
             return
@@ -235,12 +270,15 @@ class SandboxConnection(null.Connection):
     def _carry_out(
         self, remote: Any, builder: str, command_id: str, name: str, args: dict[str, Any]
     ) -> None:
+        # So that no shell is prepared that nobody will use: its start would be the build's to wait.
+        self.sandbox.anticipates = bool(remote.step.build.steps)
         decision = decide(remote.step, name, args, self._policy)
         self._record_secrets("released", decision.released, remote)
         self._warn_of_short(decision.short, remote)
         command = SandboxCommand(
             self.sandbox,
             self._budget,
+            self.struck,
             decision.withheld,
             COMMANDS,
             builddir=self._builddirs[builder],
@@ -255,8 +293,8 @@ class SandboxConnection(null.Connection):
         running.addCallback(lambda _: None)
         running.addBoth(command.command_complete)
 
-    def _record_limit(self, field: str, value: int) -> None:
-        self.sandbox.record("limit.struck", limit=field, value=value)
+    def _record_limit(self, field: str, value: int, peak: int | None) -> None:
+        self.sandbox.record("limit.struck", limit=field, value=value, memory_peak=peak)
 
     def _record_secrets(self, what: str, names: Sequence[str], remote: Any) -> None:
         for name in names:

@@ -154,6 +154,18 @@ class EngineTimeout(EngineError):
         )
 
 
+class StartTimeout(EngineError):
+    """A sandbox was not ready in time."""
+
+    def __init__(self, sandbox: str, engine: str, call: str, deadline: float) -> None:
+        self.call = call
+        super().__init__(
+            f"sandbox {sandbox} was not ready on {engine} within {deadline:g} s",
+            details=f"the engine was at {call!r}",
+            resolution="Look at the engine's own log",
+        )
+
+
 class EngineRefused(EngineError):
     """The engine answered a call with an error.
 
@@ -244,6 +256,17 @@ class SandboxGone(EngineError):
 
     def __init__(self, sandbox: str, state: str) -> None:
         super().__init__(f"sandbox {sandbox} is {state}")
+
+
+class OutOfMemory(SandboxGone):
+    """The kernel killed the keeper for the memory limit: what its build keeps is no process's."""
+
+    actor = Actor.BUILD
+
+    def __init__(self, sandbox: str) -> None:
+        super().__init__(
+            sandbox, "ended: its build used up the memory, and kept it; see the policy's memory"
+        )
 
 
 class NotDestroyed(EngineError):

@@ -41,7 +41,10 @@ _SET_ID_BITS = 0o6000
 
 @attrs.frozen
 class Recipe:
-    """How one image is made: what is in its ``recipe.toml``, and where that is."""
+    """How one image is made: what is in its ``recipe.toml``, and where that is.
+
+    ``on_request``: it is so large that it is made only where it is asked for by name.
+    """
 
     name: str
     folder: Path
@@ -51,6 +54,7 @@ class Recipe:
     variant: str
     packages: tuple[str, ...]
     environment: tuple[str, ...] = ()
+    on_request: bool = False
 
     @property
     def scripts(self) -> tuple[Path, ...]:

@@ -132,7 +132,7 @@ class _QuietSite(Site):
 
 
 class _Metrics(Resource):
-    """The exposition, made in the reactor's thread: a few kilobytes in about a millisecond."""
+    """The exposition, made in the reactor's thread: 50 KB in some 10 ms for 20 workers."""
 
     isLeaf = True
 

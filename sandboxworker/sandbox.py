@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 import attrs
@@ -31,8 +32,11 @@ from sandboxworker.errors import (
     NoFreeUid,
     NotConformant,
     NotDestroyed,
+    OutOfMemory,
     SandboxGone,
+    StartTimeout,
 )
+from sandboxworker.limits import Counts
 from sandboxworker.phases import Phases
 from sandboxworker.proof import prove_disk, prove_kernel
 from sandboxworker.resources import Resources
@@ -48,6 +52,14 @@ DESTROY_DEADLINE = 30.0
 #: Under a fork bomb at the pids limit one took 0.7 s.
 KILL_DEADLINE = 10.0
 KILL_ATTEMPTS = 5
+#: Seconds within which the keeper's end is heard of, where a killed container has ended with it.
+KEEPER_SECONDS = 0.5
+#: Seconds from the first call to a sandbox that is ready for commands.
+START_DEADLINE = 90.0
+#: Seconds that finding out why a sandbox ended may take, and for which the engine's clock may be
+#: behind what we think.
+POST_MORTEM_DEADLINE = 10.0
+_CLOCK_SLACK = 2.0
 #: Seconds past `max_runtime` after which a sandbox is destroyed whatever its build does.
 DEADLINE_GRACE = 30.0
 #: Seconds past `max_runtime` that a start, the grace and a destruction take at their slowest: after
@@ -130,6 +142,12 @@ class Sandbox:
         self.state = State.NEW
         self.on_lost: Callable[[Exception], None] = _nobody
         self.on_deadline: Callable[[], None] = _nobody
+        #: Whether another command is expected after the one that runs.
+        self.anticipates = False
+        #: What waits inside for that command (`shells.WaitingShell`), if anything.
+        self.waiting: Any = None
+        #: What the kernel has counted, as the last command's end told.
+        self.counts = Counts()
         self._uids = uids
         self._resources = Resources(engine, spec)
         self._is_probe = False
@@ -146,6 +164,9 @@ class Sandbox:
         self._destroying: defer.Deferred[Exception | None] | None = None
         self._lost: Exception | None = None
         self._conclusion: dict[str, Any] = {}
+        #: What is being asked of the engine while it starts; its clock against ours.
+        self._doing = ""
+        self._engine_ahead = 0.0
 
     def __repr__(self) -> str:
         return f"<Sandbox {self.id} {self.state.value}>"
@@ -203,28 +224,39 @@ class Sandbox:
     def start(self) -> defer.Deferred[None]:
         """Create, verify and start; ready for commands when the result fires.
 
-        On any failure its destruction is under way when the error is given.
+        On any failure its destruction is under way when the error is given; past `START_DEADLINE`
+        it fails with `StartTimeout`.
         """
         LIVING[self.id] = self
         self._phases.begin()
         self._starting = defer.ensureDeferred(self._start())
+        self._starting.addTimeout(START_DEADLINE, self.reactor, self._start_timed_out)
         return self._starting
+
+    def _start_timed_out(self, _result: Any, _seconds: float) -> Any:
+        raise StartTimeout(self.id, self.engine.name, self._doing, START_DEADLINE)
 
     async def _start(self) -> None:
         try:
+            self._doing = "prove disk"
             if self.spec.disk is not None and not self._is_probe:
                 await prove_disk(self.engine, self.spec, self._probe, self.reactor)
+            self._doing = "create container"
             created = await self._create()
             self._phases.over("create")
             self._move(State.CREATED, spec=self.spec.digest)
+            self._doing = "inspect container"
             await self._verify(created)
             self._phases.over("verify")
+            self._doing = "attach"
             self._keeper = await self.engine.attach(created.id, _Keeper(self))
             self._phases.over("attach")
+            self._doing = "start container"
             await self.engine.start(created.id)
             self._phases.over("start")
             if not self._waits:
                 self._start_clock()
+            self._doing = "prove the limits"
             await self._prove(created)
             if self._lost is not None:
                 raise self._lost
@@ -304,6 +336,7 @@ class Sandbox:
 
     async def _verify(self, created: Created) -> None:
         inspected = await self.engine.inspect(created.id)
+        self._engine_ahead = _clock(inspected or {}, self.reactor.seconds())
         body = create_body(self.spec, self.identity)
         found = deviations(body, inspected or {}, created.warnings)
         if found:
@@ -415,6 +448,22 @@ class Sandbox:
         """The exit code of a command whose stream has ended; None if the engine does not know."""
         return await exit_code(self.engine, exec_id, self.reactor, STATUS_DEADLINE)
 
+    async def still_runs(self) -> bool:
+        """Whether it has outlived a command that was killed; lost if not.
+
+        When a container is killed, the ends of its commands and of its keeper come in any order.
+        """
+        await task.deferLater(self.reactor, KEEPER_SECONDS, _nobody)
+        try:
+            self._require(State.READY)
+            found = await self.engine.inspect(str(self._container)) or {}
+        except EngineError as error:
+            self.lose(error)
+            return False
+        if not found.get("State", {}).get("Running", False):
+            self.lose(SandboxGone(self.id, "ended (its container does not run)"))
+        return self.state is State.READY
+
     async def usage(self) -> Usage:
         """What the sandbox has used so far, from the engine; nothing when it does not say."""
         try:
@@ -433,6 +482,18 @@ class Sandbox:
         if was_ready:
             self.on_lost(reason)
             self._destroy_unasked()
+
+    async def post_mortem(self, reason: Exception) -> Exception:
+        """Why it ended: what we were told, or `OutOfMemory` where the engine knows that."""
+        if not isinstance(reason, SandboxGone) or self._container is None:
+            return reason
+        until = self.reactor.seconds() + self._engine_ahead + _CLOCK_SLACK
+        asking = defer.ensureDeferred(self.engine.died_of_memory(self._container, until))
+        asking.addTimeout(POST_MORTEM_DEADLINE, self.reactor)
+        try:
+            return OutOfMemory(self.id) if await asking else reason
+        except (EngineError, defer.TimeoutError):
+            return reason
 
     # destroy
 
@@ -504,6 +565,16 @@ class Sandbox:
         if self._container is None:
             return not await self._containers()
         return await self.engine.inspect(self._container) is None
+
+
+def _clock(inspected: Mapping[str, Any], now: float) -> float:
+    """Seconds by which the engine's clock is ahead of ours, from a container made just now."""
+    try:
+        # Nanoseconds are more than Python reads.
+        made = datetime.fromisoformat(str(inspected["Created"])[:19] + "+00:00")
+    except (KeyError, ValueError):
+        return 0.0
+    return made.timestamp() - now
 
 
 class _Keeper:

@@ -222,6 +222,7 @@ class MemoryEngine:
     ``hanging``: calls that have no effect and never answer; ``gates``: calls that wait.
     ``mounts_disks``: whether containers have the disks that were made for them.
     ``deaf``: containers stay although their removal was asked for.
+    ``out_of_memory``: containers of which `died_of_memory` says so.
     """
 
     name = "memory"
@@ -241,6 +242,7 @@ class MemoryEngine:
         self.hanging: set[str] = set()
         self.gates: dict[str, defer.Deferred[None]] = {}
         self.deaf = False
+        self.out_of_memory: set[str] = set()
         self.calls: list[str] = []
         self.executed: list[ExecRequest] = []
         self.disks: list[MemoryDisk] = []
@@ -326,6 +328,10 @@ class MemoryEngine:
         await self._begin("usage")
         self._existing("usage", container)
         return Usage(1024, 0.1)
+
+    async def died_of_memory(self, container: str, until: float) -> bool:
+        await self._begin("died_of_memory")
+        return container in self.out_of_memory
 
     async def remove(self, container: str) -> None:
         await self._begin("remove")

@@ -38,11 +38,12 @@ def read(path: Path) -> Configuration:
     try:
         with _as_the_master(file.parent):
             master = FileLoader(str(file.parent), file.name).loadConfig()
+            sources = (file, *_imported(file.parent, before))
     except ConfigErrors as error:
         raise ConfigurationRefused(file, error.errors) from None
     except SystemExit as error:
         raise ConfigurationRefused(file, [f"it ended the program: {error}"]) from None
-    return Configuration(master, file, (file, *_imported(file.parent, before)))
+    return Configuration(master, file, sources)
 
 
 def _file(path: Path) -> Path:
@@ -59,19 +60,28 @@ def _file(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _as_the_master(basedir: Path) -> Iterator[None]:
-    """In its directory, as a running master is."""
-    former = Path.cwd()
+    """In its directory, as a running master is; what it imports from there is forgotten after."""
+    former, path, modules = Path.cwd(), sys.path[:], set(sys.modules)
     os.chdir(basedir)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
         os.chdir(former)
+        sys.path[:] = path
+        for name in _modules_from(basedir, modules):
+            del sys.modules[name]
 
 
 def _imported(basedir: Path, before: set[str]) -> Iterator[Path]:
     """The modules beside it that it has imported."""
-    for name in sorted(set(sys.modules) - before):
-        file = getattr(sys.modules.get(name), "__file__", None)
-        if file is not None and Path(file).resolve().parent == basedir:
-            yield Path(file).resolve()
+    for name in _modules_from(basedir, before):
+        yield Path(str(sys.modules[name].__file__)).resolve()
+
+
+def _modules_from(basedir: Path, before: set[str]) -> list[str]:
+    """The names of new modules whose files lie in a directory."""
+    new = {name: getattr(sys.modules[name], "__file__", None) for name in set(sys.modules) - before}
+    return sorted(
+        name for name, file in new.items() if file and Path(file).resolve().parent == basedir
+    )

@@ -1,23 +1,28 @@
-"""One run of ``sandboxworker try``: pack, start, copy, run, sum up, destroy."""
+"""One run of ``sandboxworker try COMMAND``: pack, start, copy, run, sum up, destroy."""
 
 from __future__ import annotations
 
+import json
 import secrets
 import signal
 import sys
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
+import click
 from rich.console import Console
 from twisted.internet import defer
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
 from sandboxworker import seccomp
+from sandboxworker.cli.artifacts import bring_back
+from sandboxworker.cli.printspec import print_spec
 from sandboxworker.cli.react import react
+from sandboxworker.cli.terminal import open_shell, require_terminal
 from sandboxworker.cli.worktree import Packed, pack
 from sandboxworker.commands.budget import Budget
 from sandboxworker.engine.address import resolve
@@ -45,15 +50,35 @@ class Outcome:
     exit_code: int
 
 
+@attrs.frozen(kw_only=True)
+class Ways:
+    """How to run it, what to bring back and how to show it; see ``sandboxworker try --help``."""
+
+    shell: bool = False
+    keep_on_failure: bool = False
+    as_json: bool = False
+    print_spec: bool = False
+    out: Path | None = None
+    artifacts: tuple[str, ...] = ()
+
+
 def run_attempt(
-    policy: SandboxPolicy, engine: str | None, directory: Path, command: Sequence[str]
+    policy: SandboxPolicy,
+    engine: str | None,
+    directory: Path,
+    command: Sequence[str],
+    ways: Ways,
 ) -> int:
     """Do it all, with a reactor of its own; the exit code.
 
     Raises `SandboxworkerError` for what is not the command's own doing.
     """
+    if ways.print_spec:
+        return print_spec(policy, engine)
+    if ways.shell or ways.keep_on_failure:
+        require_terminal()
     address = resolve(engine)
-    attempt = _Attempt(policy, command)
+    attempt = _Attempt(policy, command, ways)
     packed = pack(directory)
     with packed.archive:
         return react(lambda reactor: attempt.run(DockerEngine(address, reactor), reactor, packed))
@@ -62,9 +87,12 @@ def run_attempt(
 class _Attempt:
     """The steps of one run, in their order."""
 
-    def __init__(self, policy: SandboxPolicy, command: Sequence[str]) -> None:
+    def __init__(self, policy: SandboxPolicy, command: Sequence[str], ways: Ways) -> None:
         self._policy = policy
         self._command = command
+        self._ways = ways
+        self._kept = {"stdout": bytearray(), "stderr": bytearray()}
+        self._brought: list[str] = []
         self._console = Console(stderr=True, highlight=False)
         self._interrupted: defer.Deferred[Outcome] = defer.Deferred()
 
@@ -130,7 +158,22 @@ class _Attempt:
         text = f"copying {packed.files} files, {_megabytes(packed.size)}"
         with self._console.status(text):
             await self._copy(sandbox, packed)
-        return await self._run_command(sandbox)
+        return await self._run(sandbox)
+
+    async def _run(self, sandbox: Sandbox) -> Outcome:
+        """The command if there is one, its artifacts, and a shell if one is wanted."""
+        ways, outcome = self._ways, None
+        if self._command:
+            outcome = await self._run_command(sandbox)
+            if ways.out is not None and sandbox.is_ready:
+                self._brought = await bring_back(
+                    sandbox, self._directory(), ways.artifacts, ways.out, self._policy
+                )
+        failed = outcome is not None and outcome.exit_code != 0
+        if (ways.shell or (ways.keep_on_failure and failed)) and sandbox.is_ready:
+            code = await open_shell(sandbox, self._directory(), sandbox.reactor)
+            return outcome or Outcome(f"the shell ended with {code}", code)
+        return outcome or Outcome("the sandbox ended", _UNKNOWN_END)
 
     async def _copy(self, sandbox: Sandbox, packed: Packed) -> None:
         completed = await run(
@@ -148,7 +191,7 @@ class _Attempt:
         return f"{self._policy.workspace}/{_WORK}"
 
     async def _run_command(self, sandbox: Sandbox) -> Outcome:
-        output = _Output(Budget(self._policy))
+        output = _Output(Budget(self._policy), self._kept if self._ways.as_json else None)
         sandbox.on_deadline = output.deadline
         sandbox.on_lost = output.lost
         environ = {**dict(sandbox.spec.environ), "PWD": self._directory()}
@@ -169,6 +212,9 @@ class _Attempt:
             )
 
     def _sum_up(self, outcome: Outcome, seconds: float, usage: Usage) -> None:
+        if self._ways.as_json:
+            click.echo(json.dumps(self._record(outcome, seconds, usage), indent=1))
+            return
         parts = [outcome.text, f"{seconds:.1f} s"]
         if usage.memory_peak is not None:
             parts.append(f"peak memory {_megabytes(usage.memory_peak)}")
@@ -179,14 +225,27 @@ class _Attempt:
             "sandboxworker: " + ", ".join(parts), style=style, markup=False, soft_wrap=True
         )
 
+    def _record(self, outcome: Outcome, seconds: float, usage: Usage) -> dict[str, Any]:
+        return {
+            "result": outcome.text,
+            "exit_code": outcome.exit_code,
+            "interrupted": self._interrupted.called,
+            "seconds": round(seconds, 3),
+            "memory_peak": usage.memory_peak,
+            "cpu_seconds": usage.cpu_seconds,
+            **{name: data.decode(errors="replace") for name, data in self._kept.items()},
+            "artifacts": self._brought,
+        }
+
 
 class _Output(ProcessProtocol):
     """Passes a command's output on to ours, within the policy's limits."""
 
     transport: Any
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, kept: Mapping[str, bytearray] | None) -> None:
         self._budget = budget
+        self._kept = kept
         self._passed: str | None = None
         self._lost: Exception | None = None
         self.deadline_over = False
@@ -196,17 +255,21 @@ class _Output(ProcessProtocol):
         self.transport.closeStdin()
 
     def outReceived(self, data: bytes) -> None:
-        self._pass_on(sys.stdout, data)
+        self._pass_on("stdout", data)
 
     def errReceived(self, data: bytes) -> None:
-        self._pass_on(sys.stderr, data)
+        self._pass_on("stderr", data)
 
-    def _pass_on(self, stream: Any, data: bytes) -> None:
+    def _pass_on(self, name: str, data: bytes) -> None:
         if self._passed is not None:
             return
         fits, self._passed = self._budget.output(len(data))
-        stream.buffer.write(data[:fits])
-        stream.buffer.flush()
+        if self._kept is not None:
+            self._kept[name] += data[:fits]
+        else:
+            stream = getattr(sys, name)
+            stream.buffer.write(data[:fits])
+            stream.buffer.flush()
         if self._passed is not None:
             self._kill()
 

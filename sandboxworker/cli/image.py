@@ -37,7 +37,7 @@ def image() -> None:
 @click.option("--force", is_flag=True, help="Make it anew even if it is up to date.")
 @_engine_option
 def build(names: tuple[str, ...], origin: str, force: bool, engine: str | None) -> None:
-    """Make the images NAME..., by default all of them, where they are missing or outdated."""
+    """Make the images NAME..., by default all usual ones, where they are missing or outdated."""
     with own_failures(), _engine_client(engine) as client:
         for recipe in _chosen(names):
             _build_if_needed(client, recipe, origin, force)
@@ -60,7 +60,8 @@ def _chosen(names: Sequence[str]) -> list[Recipe]:
         raise SandboxworkerError(
             f"unknown image {', '.join(map(repr, unknown))}", details=f"known: {', '.join(known)}"
         )
-    return [known[name] for name in dict.fromkeys(names)] or list(known.values())
+    usual = [recipe for recipe in known.values() if not recipe.on_request]
+    return [known[name] for name in dict.fromkeys(names)] or usual
 
 
 def _build_if_needed(client: Any, recipe: Recipe, origin: str, force: bool) -> None:

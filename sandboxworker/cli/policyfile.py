@@ -17,14 +17,21 @@ from sandboxworker.policy import SandboxPolicy
 DEFAULT_IMAGE = "sandboxworker/debian:bookworm"
 
 
-def load_policy(file: Path | None, image: str | None) -> SandboxPolicy:
-    """The policy in a file, or the default one; ``image`` takes the place of its image.
+#: The presets that may stand in a file's place.
+PRESETS = {"untrusted": SandboxPolicy.untrusted, "trusted": SandboxPolicy.trusted}
+
+
+def load_policy(named: str | Path | None, image: str | None) -> SandboxPolicy:
+    """The policy of that preset or in that file, or the default one; ``image`` replaces its image.
 
     Raises `PolicyError` with every fault, or a `SandboxworkerError` for a file that is no TOML.
     """
-    fields = {} if file is None else _read(file)
-    fields["image"] = image or fields.get("image", DEFAULT_IMAGE)
-    policy = SandboxPolicy(**fields)
+    if isinstance(named, str) and named in PRESETS:
+        policy = PRESETS[named](image or DEFAULT_IMAGE)
+    else:
+        fields = {} if named is None else _read(Path(named))
+        fields["image"] = image or fields.get("image", DEFAULT_IMAGE)
+        policy = SandboxPolicy(**fields)
     policy.require_valid()
     return policy
 

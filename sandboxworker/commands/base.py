@@ -15,13 +15,15 @@ from twisted.internet.defer import DeferredLock
 from sandboxworker.commands.budget import Budget
 from sandboxworker.process import Completed, run
 from sandboxworker.sandbox import Sandbox
+from sandboxworker.struck import Struck
 
 ENCODING = "utf-8"
 
 # The buffering that Buildbot's own worker does (buildbot_worker.base.BotBase):
 # logs look and flow the same.
 _BUFFER_SIZE = 64 * 1024
-_BUFFER_SECONDS = 5
+#: ``sandboxworker try`` shows what comes sooner.
+BUFFER_SECONDS = 5.0
 _MAX_LINE_LENGTH = 4096
 _NEWLINE_RE = r"(\r\n|\r(?=.)|\033\[u|\033\[[0-9]+;[0-9]+[Hf]|\033\[2J|\x08+)"
 
@@ -40,6 +42,7 @@ class SandboxCommand(ProtocolCommandPb):
         self,
         sandbox: Sandbox,
         budget: Budget,
+        struck: Struck,
         withheld: Mapping[str, str],
         commands: dict[str, Callable[..., Any]],
         *,
@@ -52,6 +55,7 @@ class SandboxCommand(ProtocolCommandPb):
     ) -> None:
         self.sandbox = sandbox
         self.budget = budget
+        self.struck = struck
         #: Secrets that no file may carry into the workspace: value to name.
         self.withheld = withheld
         self._tools: set[defer.Deferred[Completed]] = set()
@@ -61,7 +65,7 @@ class SandboxCommand(ProtocolCommandPb):
             workspace,
             posixpath.join(workspace, builddir),
             _BUFFER_SIZE,
-            _BUFFER_SECONDS,
+            BUFFER_SECONDS,
             _MAX_LINE_LENGTH,
             _NEWLINE_RE,
             True,

@@ -6,7 +6,7 @@ import os
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,13 +17,16 @@ from twisted.internet.error import ProcessExitedAlready
 
 from sandboxworker.commands.base import ENCODING
 from sandboxworker.commands.logfiles import SandboxLogFile
+from sandboxworker.commands.reasons import limits_met
+from sandboxworker.limits import FULL_WORDS, Strike
 from sandboxworker.process import SandboxProcess, spawn_process
 from sandboxworker.redact import Redactor
 from sandboxworker.sandbox import KILL_ATTEMPTS, KILL_DEADLINE
 from sandboxworker.unexpected import unexpected
 
-#: Updates, of up to 64 KiB each, that may wait for the master to write them.
-_MAX_BACKLOG = 8
+#: Updates, of up to 64 KiB each, that may wait for the master to write them, and those that still
+#: wait when a command that was held back goes on: neither then waits for the other.
+_MAX_BACKLOG, _LEFT_OVER = 8, 4
 
 _VARIABLE = re.compile(r"\${([0-9a-zA-Z_]*)}")
 
@@ -81,6 +84,8 @@ class SandboxRunProcess(RunProcess):
     """
 
     interruptSignal: str
+    #: Fires with the exit code; upstream's.
+    deferred: defer.Deferred[int] | None
 
     # Longer than the sandbox tries to kill: where that fails it is destroyed, which ends all.
     BACKUP_TIMEOUT = KILL_ATTEMPTS * (KILL_DEADLINE + 1) + 10
@@ -97,12 +102,14 @@ class SandboxRunProcess(RunProcess):
     ) -> None:
         self.sandbox = protocol_command.sandbox
         self.budget = protocol_command.budget
+        self._struck = protocol_command.struck
+        self._said_full = False
         self._redactors: defaultdict[str, Redactor] = defaultdict(
             partial(Redactor, protocol_command.withheld)
         )
         self._log_lock = protocol_command.log_lock
         self._adders: dict[str, Callable[[str], None]] = {}
-        self._held_back = False
+        self._held_back = self._is_marked = False
         self._ended_before: str | None = None
         self._passed_limit = False
         path = SandboxPath(workdir)
@@ -190,18 +197,39 @@ class SandboxRunProcess(RunProcess):
         self.sendSig("KILL")
 
     def finished(self, sig: int | None, rc: int | None) -> None:
-        """Nothing that an interrupted command started outlives it; files are read to their end."""
-        finishing = defer.ensureDeferred(self._before_finish())
-        finishing.addErrback(unexpected("finishing a command"))
-        finishing.addBoth(lambda _: super(SandboxRunProcess, self).finished(sig, rc))
+        """Nothing that an interrupted command started outlives it; files are read to their end.
 
-    async def _before_finish(self) -> None:
+        The limits that it met are the last that its log says.
+        """
+        finishing = defer.ensureDeferred(self._before_finish(sig, rc))
+        finishing.addErrback(unexpected("finishing a command"))
+        finishing.addCallback(lambda strikes: self._finish(sig, rc, strikes or ()))
+
+    async def _before_finish(self, sig: int | None, rc: int | None) -> list[Strike]:
         self._cancelTimers()
         if self.pp.killed:
             await self.sandbox.kill_all()
         for file in self.logFileWatchers:
             await file.last(lambda: self._passed_limit)
         self._flush()
+        failed = sig is not None or rc != 0
+        strikes = await limits_met(
+            self.sandbox,
+            self._struck,
+            may_look=failed and not self.pp.killed,
+            said_full=self._said_full,
+        )
+        self._struck.command_ended(strikes, exit_code=rc, signal=sig)
+        return strikes
+
+    def _finish(self, sig: int | None, rc: int | None, strikes: Iterable[Strike]) -> None:
+        """Upstream's part; it tells how the command ended, so the end is passed on after ours."""
+        upstreams_end: defer.Deferred[int] = defer.Deferred()
+        ended, self.deferred = self.deferred, upstreams_end
+        super().finished(sig, rc)
+        self.send_update([("header", f"{strike}\n") for strike in strikes])
+        if ended is not None:
+            upstreams_end.chainDeferred(ended)
 
     # output
 
@@ -225,26 +253,33 @@ class SandboxRunProcess(RunProcess):
         if self._passed_limit:
             return
         raw = data.encode(ENCODING)
+        self._said_full = self._said_full or any(words in data for words in FULL_WORDS)
         fits, passed = self.budget.output(len(raw))
         if fits:
             add(data if fits == len(raw) else raw[:fits].decode(ENCODING, "ignore"))
         if passed is not None:
             self._passed_limit = True
             self.kill(passed)
-        elif len(self._log_lock.waiting) > _MAX_BACKLOG and not self._held_back:
-            self._hold_back()
+        elif len(self._log_lock.waiting) > _LEFT_OVER:
+            self._mind_backlog()
 
-    def _hold_back(self) -> None:
-        """Let the command wait until the master has written what it got so far."""
-        self._held_back = True
-        self.process.pauseProducing()
-        # Who asks for the lock now gets it behind all updates that wait for it.
-        self._log_lock.run(self._go_on).addErrback(unexpected("writing a log"))
+    def _mind_backlog(self) -> None:
+        """Let the command wait while the master has much to write."""
+        if not self._is_marked:
+            self._is_marked = True
+            # Who asks for the lock now gets it behind all updates that wait for it.
+            self._log_lock.run(self._go_on).addErrback(unexpected("writing a log"))
+        if len(self._log_lock.waiting) > _MAX_BACKLOG and not self._held_back:
+            self._held_back = True
+            self.process.pauseProducing()
 
     def _go_on(self) -> None:
-        self._held_back = False
-        if not self.process.is_over:
-            self.process.resumeProducing()
+        """What waited at the mark is written."""
+        self._is_marked = False
+        if self._held_back:
+            self._held_back = False
+            if not self.process.is_over:
+                self.process.resumeProducing()
 
     def doTimeout(self) -> None:
         """Silence that we imposed is not the command's."""

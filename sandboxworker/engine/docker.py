@@ -6,7 +6,7 @@ The only module that knows the SDK. Podman's Docker-compatible socket is told ap
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 import attrs
@@ -150,6 +150,17 @@ class DockerEngine:
             return attrs.evolve(usage, memory_peak=peak)
         return usage
 
+    async def died_of_memory(self, container: str, until: float) -> bool:
+        filters = {"container": [container], "event": ["oom", "die"]}
+        # The engine keeps its latest 256 events; it answers when "until" has come.
+        found = await self._call(
+            "events",
+            lambda sdk: list(
+                sdk.events(since=1, until=f"{until:.9f}", filters=filters, decode=True)
+            ),
+        )
+        return memory_ended_it(found)
+
     async def remove(self, container: str) -> None:
         try:
             await self._call(
@@ -223,6 +234,9 @@ class DockerEngine:
         pending.addTimeout(CALL_DEADLINE, self._reactor, timed_out)
         try:
             return await pending
+        except defer.CancelledError:
+            given_up.set()
+            raise
         except EngineUnreachable as error:
             self.health.failed(error)
             raise
@@ -405,6 +419,20 @@ def usage_of(stats: Mapping[str, Any]) -> Usage:
 def _local_peak(sdk: Any, container: str) -> int | None:
     """In a thread: the peak of memory, as this machine's kernel has it."""
     return memory_peak(container, int(sdk.inspect_container(container)["State"]["Pid"]))
+
+
+#: Seconds between the kernel's last kill for memory and the end of a container that it brought.
+OOM_TO_END = 5.0
+
+
+def memory_ended_it(events: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a container's ``oom`` events came right before its end, or before now."""
+    times: dict[str, list[float]] = {"oom": [], "die": []}
+    for event in events:
+        times.setdefault(str(event.get("Action")), []).append(event.get("timeNano", 0) / 1e9)
+    if not times["oom"]:
+        return False
+    return not times["die"] or times["die"][-1] - times["oom"][-1] <= OOM_TO_END
 
 
 def _listed(entry: Mapping[str, Any]) -> Listed:

@@ -174,6 +174,13 @@ class Engine(Protocol):
     async def usage(self, container: str) -> Usage:
         """What a running container has used so far."""
 
+    async def died_of_memory(self, container: str, until: float) -> bool:
+        """Whether the kernel killed something in a container for its memory limit when it ended.
+
+        ``until``: seconds since the epoch by the engine's clock, not later than a few from now.
+        The container may be gone already.
+        """
+
     async def remove(self, container: str) -> None:
         """Ask for a container's end, by force. It may still be there on return."""
 

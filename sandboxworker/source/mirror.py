@@ -87,10 +87,16 @@ class Wanted:
 
 
 class Mirror:
-    """One repository's mirror. It is fetched by one at a time; read by any number."""
+    """One repository's mirror. It is fetched by one at a time; read by any number.
 
-    def __init__(self, reactor: Any, root: Path, repository: Repository) -> None:
+    ``stand_in``: a repository on this disk that is fetched in its place; nobody logs in to that.
+    """
+
+    def __init__(
+        self, reactor: Any, root: Path, repository: Repository, stand_in: Path | None = None
+    ) -> None:
         self.repository = repository
+        self.stand_in = stand_in
         self.path = root / repository.directory
         self._root = root
         self._reactor = reactor
@@ -128,7 +134,7 @@ class Mirror:
             await self._tidy(update.limits)
 
     async def _fetch(self, update: Update, told: Callable[[str], None]) -> None:
-        scheme = self.repository.scheme
+        scheme = "file" if self.stand_in is not None else self.repository.scheme
         with prepared(self._reactor, self._root, update.limits, update.access, told, scheme) as git:
             await self._make(git)
             for credential in update.access.credentials:
@@ -159,6 +165,8 @@ class Mirror:
     @property
     def _asked(self) -> str:
         repository = self.repository
+        if self.stand_in is not None:
+            return str(self.stand_in)
         return repository.path if repository.scheme == "file" else repository.url
 
     async def _make(self, git: Git) -> None:
@@ -322,6 +330,10 @@ class Mirrors:
             mirror = Mirror(self.reactor, self.root, repository)
             self._mirrors[repository] = mirror
         return mirror
+
+    def replace(self, repository: Repository, stand_in: Path) -> None:
+        """From here on a repository is what lies at a place on this disk."""
+        self._mirrors[repository] = Mirror(self.reactor, self.root, repository, stand_in)
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:

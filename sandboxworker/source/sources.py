@@ -15,7 +15,7 @@ from buildbot.util.git import GitStepMixin
 from sandboxworker.errors import SourceFailed, SourceRefused
 from sandboxworker.policy import SandboxPolicy, show_size
 from sandboxworker.sandbox import Sandbox
-from sandboxworker.source.access import access_of
+from sandboxworker.source.access import Access, access_of
 from sandboxworker.source.archive import Patch, archive_of, describe
 from sandboxworker.source.configured import is_configured
 from sandboxworker.source.delivery import deliver, packed
@@ -148,7 +148,10 @@ class Sources:
     ) -> Mirror:
         mirror = self.mirrors().of(written.repository)
         is_own = self.policy.sources is not None
-        access = await access_of(step, written, is_own=is_own)
+        if mirror.stand_in is None:
+            access = await access_of(step, written, is_own=is_own)
+        else:
+            access = Access()
         tell(f"sandboxworker: the master fetches {written.clean}")
         await mirror.update(Update(access, self._limits, refs), _sometimes(self.sandbox, tell))
         return mirror

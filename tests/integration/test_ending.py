@@ -100,7 +100,9 @@ async def test_a_build_that_fails_says_failed(master: RealMaster) -> None:
     build = await master.run("debian", [shell("exit 1", "fail")])
     assert build.result == "failure"
     assert build.properties["sandbox_outcome"] == "failed"
-    assert (await last_words(master, build))["outcome"] == "failed"
+    assert build.properties["sandbox_cause"] == "exit"
+    gone = await last_words(master, build)
+    assert (gone["outcome"], gone["cause"]) == ("failed", "exit")
 
 
 @pytest_twisted.ensureDeferred
@@ -115,10 +117,12 @@ async def test_a_build_that_is_stopped_says_stopped(master: RealMaster, engine_c
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_build_past_its_deadline_says_expired(master: RealMaster) -> None:
+async def test_a_build_past_its_deadline_failed_by_it(master: RealMaster) -> None:
     build = await master.run("brief", [shell("sleep 302", "hang")])
     assert build.result == "failure"
-    assert build.properties["sandbox_outcome"] == "expired"
+    assert build.properties["sandbox_outcome"] == "failed"
+    assert build.properties["sandbox_cause"] == "deadline"
+    assert build.properties["sandbox_limits"] == ["max_runtime"]
 
 
 @pytest_twisted.ensureDeferred

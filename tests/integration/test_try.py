@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
+import pty
+import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
+import docker.errors
 import pytest
-from conftest import BUSYBOX
+from conftest import BUSYBOX, DEBIAN
 
 from sandboxworker.engine.address import resolve
 from sandboxworker.engine.sdk import sdk_client
@@ -95,8 +102,17 @@ def test_limits_of_the_policy_end_the_command(tmp_path: Path) -> None:
     ("arguments", "environ", "said"),
     [
         (["--nope", "--", "true"], {}, "No such option"),
-        ([], {}, "Missing argument"),
+        ([], {}, "Missing COMMAND"),
         (["--policy", "missing.toml", "--", "true"], {}, "cannot be read"),
+        (["--shell"], {}, "needs a terminal"),
+        (["--keep-on-failure", "--", "true"], {}, "needs a terminal"),
+        (["--json", "--shell"], {}, "--json shows no shell"),
+        (["--out", "o", "--", "true"], {}, "need each other"),
+        (["--secret", "a=b", "--", "true"], {}, "--secret needs --builder"),
+        (["--builder", "b", "--", "true"], {}, "COMMAND does not go with --builder"),
+        (["--builder", "b", "--property", "x"], {}, "'x' is not NAME=VALUE"),
+        (["--builder", "b"], {}, "there is no configuration"),
+        (["--builder", "b", "-m", "missing.cfg"], {}, "does not exist"),
         (["--engine", "tcp://192.0.2.1:1", "--", "true"], {}, "plain TCP"),
         (["--", "true"], {"DOCKER_HOST": "unix:///nowhere/docker.sock"}, "does not answer"),
     ],
@@ -145,3 +161,148 @@ def test_killed_program_takes_its_sandbox_along(tmp_path: Path) -> None:
     until = time.monotonic() + 10
     while containers() and time.monotonic() < until:
         time.sleep(0.1)
+
+
+def test_json_is_one_object_with_all_there_is_to_know(tmp_path: Path) -> None:
+    code, out, err = tried(tmp_path, "--json", "--", "sh", "-c", "echo out; echo err >&2; exit 3")
+    told = json.loads(out)
+    assert (code, told["exit_code"], told["result"]) == (3, 3, "exit code 3")
+    assert (told["stdout"], told["stderr"], told["interrupted"]) == ("out\n", "err\n", False)
+    assert told["seconds"] > 0
+    assert err == ""
+
+
+def test_json_says_so_when_it_was_interrupted(tmp_path: Path) -> None:
+    command = [*PROGRAM, "--image", BUSYBOX, "--json", "--", "sleep", "100"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as program:
+        deadline = time.monotonic() + SECONDS
+        while not running("sleep") and time.monotonic() < deadline:
+            time.sleep(0.1)
+        program.send_signal(signal.SIGTERM)
+        out, _ = program.communicate(timeout=SECONDS)
+    told = json.loads(out)
+    assert (program.returncode, told["exit_code"], told["interrupted"]) == (143, 143, True)
+
+
+def running(name: str) -> bool:
+    """Whether some try's sandbox runs a program."""
+    client = sdk_client(resolve(None))
+    try:
+        return any(
+            name in process[-1]
+            for container in containers()
+            for process in client.top(container)["Processes"] or ()
+        )
+    except docker.errors.APIError:  # It is not started yet.
+        return False
+    finally:
+        client.close()
+
+
+def test_artifacts_come_back_and_nothing_else(tmp_path: Path) -> None:
+    script = "mkdir -p d/e; echo 1 > d/e/f; ln -s /etc/passwd d/link; echo 2 > top; echo 3 > not"
+    code, _, err = tried(
+        tmp_path, "--out", "got", "--artifact", "d", "--artifact", "top", "--", "sh", "-c", script
+    )
+    assert code == 0, err
+    got = sorted(str(path.relative_to(tmp_path / "got")) for path in tmp_path.glob("got/**/*"))
+    assert got == ["d", "d/e", "d/e/f", "top"]
+    assert (tmp_path / "got/d/e/f").read_text() == "1\n"
+
+
+@pytest.mark.parametrize(
+    ("artifact", "script", "said"),
+    [("none", "true", "none"), ("big", "head -c 2000000 /dev/zero > big", "max_upload")],
+)
+def test_artifacts_that_cannot_come_back_are_told(
+    tmp_path: Path, artifact: str, script: str, said: str
+) -> None:
+    (tmp_path / "p.toml").write_text('max_upload = "1m"\n')
+    code, _, err = tried(
+        tmp_path, "--policy", "p.toml", "--out", "got", "--artifact", artifact,
+        "--", "sh", "-c", script,
+    )  # fmt: skip
+    assert code == 125
+    assert "could not be brought back" in err
+    assert said in err
+
+
+def test_spec_is_printed_and_nothing_started(tmp_path: Path) -> None:
+    code, out, _ = tried(tmp_path, "--policy", "untrusted", "--print-spec")
+    told = json.loads(out)
+    assert code == 0
+    assert told["pids"] == 512
+    assert len(told["digest"]) > 20
+
+
+# ---- with a terminal -----------------------------------------------------------------------------
+
+
+class Typist:
+    """A person at a terminal of 30 rows and 90 columns."""
+
+    def __init__(self, directory: Path, *arguments: str) -> None:
+        self._ours, theirs = pty.openpty()
+        self._fit(30, 90)
+        self.program = subprocess.Popen(
+            [*PROGRAM, *arguments], cwd=directory, stdin=theirs, stdout=theirs, stderr=theirs,
+            start_new_session=True,
+        )  # fmt: skip
+        os.close(theirs)
+        self.seen = ""
+
+    def sees(self, text: str) -> None:
+        """Wait until this has been shown since the last time."""
+        deadline = time.monotonic() + SECONDS
+        while text not in self.seen:
+            left = deadline - time.monotonic()
+            ready, _, _ = select.select([self._ours], [], [], max(0, left))
+            assert ready, f"{text!r} was not shown, but {self.seen!r}"
+            self.seen += os.read(self._ours, 4096).decode(errors="replace")
+        self.seen = self.seen.partition(text)[2]
+
+    def types(self, text: str) -> None:
+        os.write(self._ours, text.encode())
+
+    def resizes(self, rows: int, columns: int) -> None:
+        self._fit(rows, columns)
+        self.program.send_signal(signal.SIGWINCH)
+
+    def _fit(self, rows: int, columns: int) -> None:
+        fcntl.ioctl(self._ours, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def ends(self) -> int:
+        try:
+            return self.program.wait(SECONDS)
+        finally:
+            os.close(self._ours)
+
+
+def test_shell_has_a_terminal_whose_size_follows(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("content\n")
+    typist = Typist(tmp_path, "--image", DEBIAN, "--shell")
+    typist.sees("$ ")
+    typist.types("tty; cat f; stty size; echo do''ne\n")
+    typist.sees("/dev/pts/")
+    typist.sees("content")
+    typist.sees("30 90")
+    typist.sees("done")
+    typist.resizes(40, 100)
+    typist.types("until [ \"$(stty size)\" = '40 100' ]; do sleep 0.1; done; echo res''ized\n")
+    typist.sees("resized")
+    typist.types("sleep 1000\n")
+    typist.sees("sleep 1000")
+    typist.types("\x03")
+    typist.sees("$ ")
+    typist.types("exit 5\n")
+    assert typist.ends() == 5
+
+
+def test_failed_command_leaves_one_in_the_shell(tmp_path: Path) -> None:
+    typist = Typist(
+        tmp_path, "--image", BUSYBOX, "--keep-on-failure", "--", "sh", "-c", "echo x > left; exit 3"
+    )
+    typist.sees("$ ")
+    typist.types("cat left; exit\n")
+    typist.sees("x\r\n")
+    assert typist.ends() == 3

@@ -75,7 +75,7 @@ ALL = list(range(len(ENTRIES)))
         (("--event", "secret.*", "--event", "reap.*"), [1, 6]),
         (("--outcome", "lost"), [3, 4, 5]),
         (("--outcome", "lost", "--event", "sandbox.created"), [3]),
-        (("--outcome", "expired"), []),
+        (("--outcome", "stopped"), []),
         (("--since", "2200-01-01"), []),
         (("--until", "2020-01-01T00:00Z"), []),
         (("--since", "2020-01-01", "--until", "2200-01-01"), ALL),

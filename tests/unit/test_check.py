@@ -93,6 +93,9 @@ def test_a_module_beside_the_file_is_read_too(tmp_path: Path) -> None:
     (finding,) = json.loads(result.stdout)["findings"]
     assert (finding["rule"], finding["line"]) == ("literal-secret", 2)
     assert finding["file"].endswith("more_for_check.py")
+    # Another look sees it as it is then.
+    (tmp_path / "more_for_check.py").write_text("")
+    assert rules_found(file) == set()
 
 
 # ---- who gets pull requests ----------------------------------------------------------------------

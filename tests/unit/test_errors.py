@@ -44,6 +44,9 @@ ERRORS: list[tuple[SandboxworkerError, list[str], str]] = [
     (errors.SourceRefused("ext::x", "it is no URL", "Write it out"),
      ["'ext::x'", "it is no URL"], "Write it out"),
     (errors.SourceFailed("git fetch", "no such ref"), ["git fetch failed", "no such ref"], ""),
+    (errors.StartTimeout("s1", ENGINE, "attach", 90),
+     ["s1", ENGINE, "90 s", "'attach'"], "engine's own log"),
+    (errors.OutOfMemory("s1"), ["s1", "used up the memory"], ""),
 ]  # fmt: skip
 
 
@@ -79,9 +82,10 @@ def test_engine_must_act_on_its_own_faults_and_the_operator_on_all_others() -> N
     engines = {type(error) for error, *_ in ERRORS if error.actor is Actor.ENGINE}
     operators = {type(error) for error, *_ in ERRORS if error.actor is Actor.OPERATOR}
     own = {kind for kind in every_error() if issubclass(kind, errors.EngineError)}
-    assert {type(error) for error, *_ in ERRORS if error.actor is Actor.BUILD} == {errors.Hindered}
+    builds = {type(error) for error, *_ in ERRORS if error.actor is Actor.BUILD}
     wrong = {errors.NotConformant, errors.DiskRefused, errors.EngineUnsupported}
-    assert engines == own - {errors.EngineError, errors.Hindered} - wrong
+    assert builds == {errors.Hindered, errors.OutOfMemory}
+    assert engines == own - {errors.EngineError} - builds - wrong
     assert operators == every_error() - own - {SandboxworkerError} | wrong
 
 

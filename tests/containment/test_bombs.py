@@ -1,0 +1,206 @@
+"""Bombs (threat model, T6 to T10): what one sandbox piles up, its host and neighbours do not feel.
+
+Asserted are outcomes and limits, never times; ``SANDBOXWORKER_TEST_RECORD=FILE`` writes what was
+measured as the rows of docs/containment.md.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import statistics
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import pytest_twisted
+from conftest import DEBIAN
+from escapes.bombs import BOMBS, LIMITS, Bomb
+from memory_engine import within
+from twisted.internet import task
+
+from sandboxworker.engine.address import resolve
+from sandboxworker.engine.docker import DockerEngine
+from sandboxworker.policy import SandboxPolicy
+from sandboxworker.process import run
+from sandboxworker.sandbox import Owner, Sandbox
+from sandboxworker.seccomp import load
+from sandboxworker.spec import build_spec
+
+pytestmark = pytest.mark.engine
+
+MIB = 1024 * 1024
+SECONDS = 120
+#: Seconds that a bomb is watched for once it has gone off.
+WATCHED = 2.0
+POLICY = SandboxPolicy(DEBIAN, **LIMITS)
+#: Processes that the engine itself puts into a full cgroup.
+ENGINES_OWN = 5
+
+
+@attrs.frozen
+class Figures:
+    """One look at the host. Memory in MiB, latencies in ms."""
+
+    available: int
+    disk_free: int
+    processes: int
+    latencies: tuple[float, ...]
+
+    def __str__(self) -> str:
+        median, worst = statistics.median(self.latencies), max(self.latencies)
+        return (
+            f"{self.available} / {self.disk_free} / {self.processes} / {median:.0f} ({worst:.0f})"
+        )
+
+
+class Site:
+    """The host, a neighbour on it, and sandboxes to set bombs off in."""
+
+    def __init__(self, engine: DockerEngine, client: Any, owner: Owner) -> None:
+        self._engine, self._client, self._owner = engine, client, owner
+        self._root = client.info()["DockerRootDir"]
+        self.made: list[Sandbox] = []
+
+    async def sandbox(self) -> Sandbox:
+        from twisted.internet import reactor
+
+        image = await self._engine.image(DEBIAN)
+        spec = build_spec(POLICY, image, load(POLICY.seccomp))
+        sandbox = Sandbox(self._engine, self._engine.uids, spec, self._owner, reactor)
+        self.made.append(sandbox)
+        await within(SECONDS, sandbox.start())
+        return sandbox
+
+    async def open(self) -> None:
+        self.neighbour = await self.sandbox()
+
+    async def figures(self, times: int = 5) -> Figures:
+        latencies = tuple([await self._latency() for _ in range(times)])
+        facts = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free = os.statvfs(self._root)
+        return Figures(
+            int(facts["MemAvailable"].split()[0]) // 1024,
+            free.f_bavail * free.f_frsize // MIB,
+            sum(name.isdigit() for name in os.listdir("/proc")),
+            latencies,
+        )
+
+    async def _latency(self) -> float:
+        """How long the neighbour takes to answer, an exec of the engine's included."""
+        begin = time.monotonic()
+        answer = await within(SECONDS, run(self.neighbour, ("/bin/echo", "here")))
+        assert answer.stdout == b"here\n", answer
+        return (time.monotonic() - begin) * 1000
+
+    def group(self, sandbox: Sandbox, controller: str) -> Path:
+        """The sandbox's cgroup of that controller."""
+        keeper = self._client.inspect_container(sandbox.container)["State"]["Pid"]
+        for line in Path(f"/proc/{keeper}/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers or controller in controllers.split(","):
+                group = Path(f"/sys/fs/cgroup/{controllers and controller}{path}")
+                if (group / "cgroup.procs").is_file():
+                    return group
+        raise AssertionError(f"no cgroup of {controller}")
+
+    def written(self, sandbox: Sandbox) -> int:
+        """Bytes of the container's that the engine keeps on the host's disk."""
+        found = self._client.inspect_container(sandbox.container)
+        places = (
+            found["GraphDriver"]["Data"]["UpperDir"],
+            f"{self._root}/containers/{found['Id']}",
+        )
+        files = [path for place in places for path in Path(place).rglob("*") if path.is_file()]
+        return sum(path.stat().st_size for path in files)
+
+    async def close(self) -> None:
+        for sandbox in self.made:
+            await sandbox.destroy()
+        await self._engine.close()
+
+
+@pytest_twisted.async_yield_fixture(scope="module")
+async def site(engine_client: Any, left_over: Any) -> AsyncIterator[Site]:
+    from twisted.internet import reactor
+
+    engine = DockerEngine(resolve(None), reactor)
+    opened = Site(engine, engine_client, Owner(min(left_over.masters), "bombs"))
+    await opened.open()
+    yield opened
+    await opened.close()
+
+
+def read(group: Path, *names: str) -> int:
+    """The first of these files that the cgroup's version has."""
+    for name in names:
+        if (group / name).is_file():
+            return int((group / name).read_text())
+    raise AssertionError(f"none of {names} in {group}")
+
+
+async def watch(site: Site, pids: Path) -> tuple[Figures, int]:
+    """The worst of what is seen while a bomb is going off, and the most processes."""
+    seen, most = [], 0
+    end = time.monotonic() + WATCHED
+    while len(seen) < 3 or time.monotonic() < end:
+        most = max(most, read(pids, "pids.current"))
+        seen.append(await site.figures(2))
+    latencies = tuple(latency for each in seen for latency in each.latencies)
+    worst = Figures(
+        min(each.available for each in seen),
+        min(each.disk_free for each in seen),
+        max(each.processes for each in seen),
+        latencies,
+    )
+    return worst, most
+
+
+async def ended(pids: Path) -> bool:
+    """Whether nothing but the keeper (a shell and its `cat`) is left in time."""
+    from twisted.internet import reactor
+
+    deadline = time.monotonic() + SECONDS
+    while read(pids, "pids.current") > 2 and time.monotonic() < deadline:
+        await task.deferLater(reactor, 0.1, lambda: None)
+    return read(pids, "pids.current") == 2
+
+
+def own_memory() -> int:
+    fields = Path("/proc/self/statm").read_text().split()
+    return int(fields[1]) * os.sysconf("SC_PAGESIZE")
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("bomb", [pytest.param(bomb, id=bomb.id) for bomb in BOMBS])
+async def test_a_bomb_stays_in_its_sandbox(site: Site, bomb: Bomb) -> None:
+    sandbox = await site.sandbox()
+    pids, memory = site.group(sandbox, "pids"), site.group(sandbox, "memory")
+    before, own = await site.figures(), own_memory()
+
+    exploding = run(sandbox, bomb.argv, directory="/build/bomb")
+    during, most = await watch(site, pids)
+    peak = read(memory, "memory.max_usage_in_bytes", "memory.peak")
+    await within(SECONDS, sandbox.kill_all())
+    done = await within(SECONDS, exploding)
+
+    assert re.fullmatch(bomb.told, done.stdout.decode()) or not bomb.told, done
+    assert most <= POLICY.pids + ENGINES_OWN
+    assert peak <= POLICY.cgroup_memory
+    assert site.written(sandbox) < MIB
+    assert own_memory() - own < 100 * MIB
+    assert await ended(pids), "something outlived the kill of everything"
+    assert sandbox.is_ready
+    record(bomb, before, during, await site.figures(), most, peak)
+
+
+def record(bomb: Bomb, before: Figures, during: Figures, after: Figures, *own: int) -> None:
+    """A row for the document, where one is asked for."""
+    name = os.environ.get("SANDBOXWORKER_TEST_RECORD")
+    if name:
+        row = f"| {bomb.row} | {bomb.what} | {before} | {during} | {after} | {own[0]} | "
+        with open(name, "a") as file:
+            file.write(f"{row}{own[1] // MIB} of {POLICY.cgroup_memory // MIB} |\n")
