@@ -10,6 +10,7 @@ import click
 
 from sandboxworker.cli.audit import audit
 from sandboxworker.cli.check import check
+from sandboxworker.cli.doctor import doctor
 from sandboxworker.cli.failures import OWN_FAILURE
 from sandboxworker.cli.gc import gc
 from sandboxworker.cli.image import image
@@ -50,6 +51,7 @@ def main() -> None:
 
 main.add_command(audit)
 main.add_command(check)
+main.add_command(doctor)
 main.add_command(gc)
 main.add_command(image)
 main.add_command(try_)

@@ -102,6 +102,16 @@ class DockerEngine:
         """Answers if the engine does."""
         await self._call("ping", lambda sdk: sdk.ping())
 
+    async def info(self) -> Mapping[str, Any]:
+        """What the engine says of itself and its kernel."""
+        found: Mapping[str, Any] = await self._call("info", lambda sdk: sdk.info())
+        return found
+
+    async def version(self) -> Mapping[str, Any]:
+        """The versions of the engine and its parts."""
+        found: Mapping[str, Any] = await self._call("version", lambda sdk: sdk.version())
+        return found
+
     async def image(self, reference: str) -> ImageFacts:
         try:
             found = await self._call("inspect image", lambda sdk: sdk.inspect_image(reference))
