@@ -236,7 +236,7 @@ def test_a_directory_is_unpacked_by_a_method_that_needs_no_reactor() -> None:
 def test_our_buffers_are_upstreams() -> None:
     bot = BotBase("unused")
     assert bot.buffer_size == ours._BUFFER_SIZE
-    assert bot.buffer_timeout == ours._BUFFER_SECONDS
+    assert bot.buffer_timeout == ours.BUFFER_SECONDS
     assert bot.max_line_length == ours._MAX_LINE_LENGTH
     assert bot.newline_re == ours._NEWLINE_RE
 
