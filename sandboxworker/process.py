@@ -283,11 +283,15 @@ class SandboxProcess:
             status = None if reason else await self.sandbox.exec_status(self._exec_id)
         except EngineError as error_:
             status, reason = None, error_
+        was_slow = self.sandbox.reactor.seconds() - asked > _NOTED_WITHIN
+        if self._signalled is None and not await self.sandbox.still_runs():
+            self._end(Ended())
+            return
         if status == _NOT_STARTED and self.pid is None:
             self._give(STDERR, self._why_not_started().encode())
         if status == 0:
             # The end of the output is missing: never success.
-            status = None if self.sandbox.reactor.seconds() - asked > _NOTED_WITHIN else _UNTOLD
+            status = None if was_slow else _UNTOLD
         if status is None:
             self.sandbox.lose(reason or SandboxGone(self.sandbox.id, "unsure of a command's end"))
             self._end(Ended())
