@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ast
 import inspect
+import io
 import re
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import buildbot
@@ -20,6 +22,7 @@ from buildbot.changes.gitpoller import GitPoller
 from buildbot.config.master import MasterConfig
 from buildbot.data import properties as build_properties
 from buildbot.data import workers
+from buildbot.db.model import Model
 from buildbot.master import BuildMaster
 from buildbot.plugins import schedulers
 from buildbot.process import remotecommand
@@ -28,7 +31,7 @@ from buildbot.process.builder import Builder
 from buildbot.process.buildstep import BuildStep
 from buildbot.process.factory import BuildFactory
 from buildbot.process.properties import Interpolate, Properties, Secret
-from buildbot.process.remotetransfer import DirectoryWriter
+from buildbot.process.remotetransfer import DirectoryWriter, FileReader
 from buildbot.steps.download_secret_to_worker import (
     DownloadSecretsToWorker,
     RemoveWorkerFileSecret,
@@ -66,6 +69,7 @@ from sandboxworker.commands import COMMANDS
 from sandboxworker.commands import base as ours
 from sandboxworker.commands.shell import SandboxRunProcess, Shell
 from sandboxworker.housekeeping import Housekeeping, SandboxAudit
+from sandboxworker.reconfigured import Reconfigured
 from sandboxworker.source import git as our_git
 from sandboxworker.steps import SandboxGit
 from sandboxworker.worker import SandboxLatentWorker
@@ -233,7 +237,7 @@ def test_a_directory_is_unpacked_by_a_method_that_needs_no_reactor() -> None:
 def test_our_buffers_are_upstreams() -> None:
     bot = BotBase("unused")
     assert bot.buffer_size == ours._BUFFER_SIZE
-    assert bot.buffer_timeout == ours._BUFFER_SECONDS
+    assert bot.buffer_timeout == ours.BUFFER_SECONDS
     assert bot.max_line_length == ours._MAX_LINE_LENGTH
     assert bot.newline_re == ours._NEWLINE_RE
 
@@ -369,6 +373,38 @@ def test_a_build_is_finished_by_one_method_that_stores_the_result_first() -> Non
     assert text.index("updates.finishBuild") < text.index("workerforbuilder.buildFinished")
 
 
+def test_a_service_is_compared_with_the_arguments_of_its_making() -> None:
+    """`reconfigured.Reconfigured` writes them anew; superfluous once upstream does."""
+    method = BuildbotService.reconfigServiceWithSibling
+    assert parameters(method) == ["sibling"]
+    assert {"_config_args", "_config_kwargs"} <= set(BuildbotService.compare_attrs)
+    assert "self._config_kwargs =" not in source(method)
+    assert issubclass(SandboxLatentWorker, Reconfigured)
+
+
+def test_a_build_puts_its_worker_into_quarantine_in_two_places() -> None:
+    """Before its first step, where we let it, and when it is finished, where we do not."""
+    places = [
+        name
+        for name, value in vars(Build).items()
+        if inspect.isfunction(value) and "putInQuarantine" in source(value)
+    ]
+    assert sorted(places) == ["buildFinished", "buildPreparationFailure"]
+    for name in ("putInQuarantine", "resetQuarantine", "stopQuarantineTimer"):
+        assert parameters(getattr(AbstractWorker, name)) == []
+    assert AbstractWorker.quarantine_initial_timeout == 10
+    assert "quarantine_max_timeout" in attributes(AbstractWorker.putInQuarantine)
+    assert "_fireSubstantiationNotifier" in attributes(AbstractLatentWorker._substantiation_failed)
+
+
+def test_a_build_that_is_given_back_keeps_its_request() -> None:
+    """`retries` finds the former attempts by it."""
+    text = source(Builder.buildFinished)
+    assert text.index("results == RETRY") < text.index("_resubmit_buildreqs")
+    assert "unclaimBuildRequests" in source(Builder._resubmit_buildreqs)
+    assert "self.requests[0].id" in source(Build.startBuild)
+
+
 def test_the_worker_info_of_the_web_interface_is_four_fields_unless_we_store_more() -> None:
     text = source(AbstractWorker.attached)
     stored = re.findall(r"'(\w+)': conn\.info\.get", text)
@@ -414,6 +450,26 @@ def test_a_configuration_has_the_services_by_name() -> None:
 def test_a_build_knows_its_number_and_id_before_its_worker_starts() -> None:
     start = source(Build.startBuild)
     assert start.index("self.buildid, self.number = ") < start.index("substantiate_if_needed")
+
+
+# ---- properties ----------------------------------------------------------------------------------
+
+
+def test_a_builds_properties_are_rows_with_these_columns_and_their_event_has_this_key() -> None:
+    columns = {column.name for column in Model.build_properties.columns}
+    assert columns == {"buildid", "name", "value", "source"}
+    source = inspect.getsource(build_properties.Properties.generateUpdateEvent)
+    assert '("builds", str(buildid), "properties", "update")' in source.replace("'", '"')
+
+
+# ---- what comes next -----------------------------------------------------------------------------
+
+
+def test_a_build_takes_its_next_step_from_the_front_of_its_list() -> None:
+    build = SimpleNamespace(steps=[], conn=object(), terminate=False, stopped=False)
+    build.steps = ["first", "second"]
+    assert Build.getNextStep(build) == "first"
+    assert build.steps == ["second"]
 
 
 # ---- git steps -----------------------------------------------------------------------------------
@@ -589,3 +645,11 @@ def test_the_limit_on_a_logs_size_is_read_and_enforced_nowhere() -> None:
 
 def test_branches_true_of_a_git_poller_means_branches_alone() -> None:
     assert 'refs=["refs/heads/*"]' in source(GitPoller._get_refs)
+
+
+# ---- files that are sent -------------------------------------------------------------------------
+
+
+def test_a_reader_holds_its_file_where_we_look_for_its_size() -> None:
+    file = io.BytesIO(b"text")
+    assert null.FileReaderProxy(FileReader(file)).impl.fp is file
