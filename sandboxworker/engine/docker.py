@@ -445,6 +445,11 @@ class EnginePool:
         """Of the engines that are in use now."""
         return tuple(self._engines)
 
+    @property
+    def engines(self) -> tuple[DockerEngine, ...]:
+        """Those that are in use now."""
+        return tuple(engine for engine, _ in self._engines.values())
+
     def acquire(self, address: EngineAddress, reactor: Any) -> DockerEngine:
         """The engine at an address; each acquire wants a `release`."""
         engine, users = self._engines.get(address) or (DockerEngine(address, reactor), 0)

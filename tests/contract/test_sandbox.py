@@ -25,10 +25,20 @@ from sandboxworker.errors import (
     NoFreeUid,
     NotConformant,
     NotDestroyed,
+    OutOfMemory,
     SandboxGone,
+    StartTimeout,
 )
 from sandboxworker.policy import SandboxPolicy
-from sandboxworker.sandbox import DEADLINE_GRACE, DESTROY_DEADLINE, Owner, Sandbox, State
+from sandboxworker.sandbox import (
+    DEADLINE_GRACE,
+    DESTROY_DEADLINE,
+    POST_MORTEM_DEADLINE,
+    START_DEADLINE,
+    Owner,
+    Sandbox,
+    State,
+)
 from sandboxworker.seccomp import Profile
 from sandboxworker.spec import UID_RANGE, build_spec
 
@@ -106,6 +116,66 @@ def world() -> World:
 
 
 # ---- start -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        ("create", "create container"),
+        ("attach", "attach"),
+        ("start", "start container"),
+    ],
+)
+def test_a_start_that_takes_too_long_says_what_the_engine_was_at_and_leaves_nothing(
+    world: World, call: str, told: str
+) -> None:
+    world.engine.gates[call] = defer.Deferred()
+    sandbox = world.sandbox()
+    with pytest.raises(StartTimeout, match=f"'{told}'"):
+        world.result(sandbox.start(), START_DEADLINE + 1)
+    world.engine.gates.clear()
+    world.pump(DESTROY_DEADLINE)
+    assert sandbox.state is State.GONE
+    assert not world.engine.containers
+    assert world.free == 2
+
+
+# ---- why it ended ------------------------------------------------------------------------------
+
+
+def lost(world: World) -> tuple[Sandbox, str, Exception]:
+    """A sandbox whose keeper has ended, its container, and what was told."""
+    sandbox = world.ready()
+    told: list[Exception] = []
+    sandbox.on_lost = told.append
+    container = str(sandbox.container)
+    world.engine.end_container(container)
+    world.pump(1)
+    return sandbox, container, told[0]
+
+
+def test_a_keeper_that_died_of_memory_is_the_builds_doing(world: World) -> None:
+    sandbox, container, reason = lost(world)
+    world.engine.out_of_memory.add(container)
+    found = world.result(sandbox.post_mortem(reason), 1)
+    assert isinstance(found, OutOfMemory)
+
+
+def test_a_keeper_that_ended_otherwise_is_not(world: World) -> None:
+    sandbox, _, reason = lost(world)
+    assert world.result(sandbox.post_mortem(reason), 1) is reason
+
+
+@pytest.mark.parametrize("how", ["refuses", "hangs"])
+def test_where_the_engine_does_not_say_why_it_is_not_the_builds_doing(
+    world: World, how: str
+) -> None:
+    sandbox, _, reason = lost(world)
+    if how == "hangs":
+        world.engine.gates["died_of_memory"] = defer.Deferred()
+    else:
+        world.engine.failures["died_of_memory"] = [EngineUnreachable("memory", "down")]
+    assert world.result(sandbox.post_mortem(reason), POST_MORTEM_DEADLINE + 1) is reason
 
 
 def test_started_sandbox_is_created_verified_attached_and_only_then_started(world: World) -> None:

@@ -124,6 +124,22 @@ async def test_a_reconfigure_leaves_running_builds_alone_and_takes_hold_for_the_
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_policy_that_was_loosened_and_is_made_strict_again_is_strict(
+    engine_client: Any, left_over: Any, tmp_path: Path
+) -> None:
+    """Buildbot by itself compares with what the worker was made with, and would keep the loose."""
+
+    def config(what: str) -> dict[str, Any]:
+        return one_builder_each([worker(env={"WHAT": what})])
+
+    async with running_master(tmp_path, config("strict"), left_over) as master:
+        for what in ("loose", "strict", "strict", "loose"):
+            await master.reconfigure(config(what))
+            build = await master.run("w", [shell("echo $WHAT", "s")])
+            assert build["s"].out == what
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_shutdown_ends_running_builds_and_leaves_no_container(
     engine_client: Any, left_over: Any, tmp_path: Path
 ) -> None:

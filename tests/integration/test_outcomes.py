@@ -41,6 +41,7 @@ POLICIES = {
     "frugal": SandboxPolicy(BUSYBOX, **SMALL, max_upload="16k"),
     "brief": SandboxPolicy(BUSYBOX, **SMALL, max_runtime="4s"),
     "never-again": SandboxPolicy(BUSYBOX, **SMALL),
+    "roomy": SandboxPolicy(DEBIAN, **{**SMALL, "memory": "128m"}),
 }
 
 
@@ -239,6 +240,47 @@ async def test_a_step_that_raises_does_not_keep_the_worker_from_the_next_build(
     master.errors.clear()
     assert build.result == "exception"
     assert words(build) == ("failed", "step", None)
+
+
+#: Fills memory that is no process's, from a process that is smaller than any shell: so the kernel
+#: kills all others first, the sandbox's keeper among them.
+KEEPER_KILLER = r"""
+static long call(long n, long a, long b, long c) {
+    long r;
+    __asm__ volatile("syscall" : "=a"(r) : "a"(n), "D"(a), "S"(b), "d"(c) : "rcx", "r11", "memory");
+    return r;
+}
+void _start(void) {
+    for (;;) {
+        long id = call(29, 0, 65536, 01600);
+        if (id < 0) call(60, 1, 0, 0);
+        volatile char *page = (volatile char *)call(30, id, 0, 0);
+        for (long i = 0; i < 65536; i += 4096) page[i] = 1;
+        call(67, (long)page, 0, 0);
+    }
+}
+"""
+
+
+@pytest_twisted.ensureDeferred
+async def test_memory_that_is_no_process_s_kills_the_keeper_and_fails_the_build(
+    master: RealMaster,
+) -> None:
+    build = await ended(
+        master,
+        "roomy",
+        [
+            steps.StringDownload(KEEPER_KILLER, workerdest="k.c", name="write"),
+            shell("gcc -O1 -nostdlib -static -o k k.c", "compile", haltOnFailure=True),
+            shell("(trap '' HUP; ./k & ./k & ./k; wait); sleep 60", "bomb"),
+            shell("sleep 60", "after"),
+        ],
+    )
+    assert build.result == "failure"
+    assert words(build) == ("failed", "memory", ["memory"])
+    sandbox = build.properties["sandbox_id"]
+    told = [entry["event"] for entry in master.audit if entry.get("sandbox") == sandbox]
+    assert "sandbox.lost" in told  # The keeper did die.
 
 
 # ---- what others do to it ------------------------------------------------------------------------

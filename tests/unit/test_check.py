@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from buildbot.config.master import MasterConfig
 from buildbot.plugins import schedulers, steps, util
+from buildbot.scripts import runner
 from buildbot.worker import Worker
 from click.testing import CliRunner, Result
 
@@ -64,6 +65,20 @@ def test_every_planted_fault_is_found_and_no_other(file: Path) -> None:
 def test_each_rule_has_its_fault_among_the_bad_configurations() -> None:
     everywhere = {name for file in CONFIGS for name in planted(file)}
     assert everywhere == set(RULES) - _NOT_PLANTED
+
+
+def test_what_is_wrong_with_the_sample_that_buildbot_makes_is_found(tmp_path: Path) -> None:
+    """Everybody's first configuration."""
+    sample = Path(runner.__file__).with_name("sample.cfg")
+    shutil.copy(sample, tmp_path / "master.cfg")
+    assert rules_found(tmp_path / "master.cfg") >= {
+        "literal-secret",
+        "password-weak",
+        "web-no-login",
+        "web-no-rules",
+        "web-plain-http",
+        "worker-port-open",
+    }
 
 
 @pytest.mark.skipif(not EXAMPLES, reason="the examples are not part of a wheel")
@@ -241,6 +256,8 @@ def test_a_random_password_is_not_weak() -> None:
         'options = {"secret": "abc"}',
         'c["x"]["password"] = "abc"',
         'API_KEY = b"abc"',
+        'dbPassword = "abc"',
+        'f(sshPrivateKey="abc")',
         'steps.Git(repourl="https://ada:lovelace@forge.example/p.git")',
         'steps.Git(repourl=URL, auth_credentials=("ada", "lovelace"))',
         'x = "-----BEGIN OPENSSH PRIVATE KEY-----"',
@@ -259,6 +276,7 @@ def test_a_secret_in_the_text_is_found(line: str) -> None:
         'c["secretsProviders"] = [secrets.SecretInAFile("/srv/secrets")]',
         'key = {"private_key": "/srv/key.pem", "token": None, "password": ""}',
         'token = os.environ["TOKEN"]',
+        'compass = "north"; bypass = "no"; secret_name = "deploy"; tokens = "many"',
         'worker.SandboxLatentWorker("w", "text")',
         'steps.Git(repourl="ssh://git@forge.example:22/p.git")',
         'util.Interpolate("https://ada:%(secret:token)s@forge.example/p.git")',

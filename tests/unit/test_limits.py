@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandboxworker.engine.docker import memory_ended_it
 from sandboxworker.limits import Counts, counted, full, out_of_memory, was_full
 from sandboxworker.outcome import Cause
 from sandboxworker.policy import MIB, SandboxPolicy
@@ -145,3 +146,25 @@ class TestStruck:
         strikes = struck.since_told(Counts(1, 0, 70 * MIB))
         struck.command_ended(strikes, exit_code=1, signal=None)
         assert heard == [("memory", 64 * MIB, 70 * MIB)]
+
+
+def event(action: str, at: float) -> dict[str, object]:
+    return {"Action": action, "timeNano": int(at * 1e9)}
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        ([], False),
+        ([event("die", 5)], False),
+        ([event("oom", 5)], True),
+        ([event("oom", 4.9), event("die", 5)], True),
+        ([event("oom", 5), event("oom", 99), event("die", 100)], True),
+        # A child's death long before has nothing to do with it.
+        ([event("oom", 5), event("die", 100)], False),
+    ],
+)
+def test_memory_ended_a_container_that_was_killed_for_it_right_before(
+    events: list[dict[str, object]], expected: bool
+) -> None:
+    assert memory_ended_it(events) is expected

@@ -11,6 +11,7 @@ import inspect
 import re
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import buildbot
@@ -20,6 +21,7 @@ from buildbot.changes.gitpoller import GitPoller
 from buildbot.config.master import MasterConfig
 from buildbot.data import properties as build_properties
 from buildbot.data import workers
+from buildbot.db.model import Model
 from buildbot.master import BuildMaster
 from buildbot.plugins import schedulers
 from buildbot.process import remotecommand
@@ -66,6 +68,7 @@ from sandboxworker.commands import COMMANDS
 from sandboxworker.commands import base as ours
 from sandboxworker.commands.shell import SandboxRunProcess, Shell
 from sandboxworker.housekeeping import Housekeeping, SandboxAudit
+from sandboxworker.reconfigured import Reconfigured
 from sandboxworker.source import git as our_git
 from sandboxworker.steps import SandboxGit
 from sandboxworker.worker import SandboxLatentWorker
@@ -369,6 +372,38 @@ def test_a_build_is_finished_by_one_method_that_stores_the_result_first() -> Non
     assert text.index("updates.finishBuild") < text.index("workerforbuilder.buildFinished")
 
 
+def test_a_service_is_compared_with_the_arguments_of_its_making() -> None:
+    """`reconfigured.Reconfigured` writes them anew; superfluous once upstream does."""
+    method = BuildbotService.reconfigServiceWithSibling
+    assert parameters(method) == ["sibling"]
+    assert {"_config_args", "_config_kwargs"} <= set(BuildbotService.compare_attrs)
+    assert "self._config_kwargs =" not in source(method)
+    assert issubclass(SandboxLatentWorker, Reconfigured)
+
+
+def test_a_build_puts_its_worker_into_quarantine_in_two_places() -> None:
+    """Before its first step, where we let it, and when it is finished, where we do not."""
+    places = [
+        name
+        for name, value in vars(Build).items()
+        if inspect.isfunction(value) and "putInQuarantine" in source(value)
+    ]
+    assert sorted(places) == ["buildFinished", "buildPreparationFailure"]
+    for name in ("putInQuarantine", "resetQuarantine", "stopQuarantineTimer"):
+        assert parameters(getattr(AbstractWorker, name)) == []
+    assert AbstractWorker.quarantine_initial_timeout == 10
+    assert "quarantine_max_timeout" in attributes(AbstractWorker.putInQuarantine)
+    assert "_fireSubstantiationNotifier" in attributes(AbstractLatentWorker._substantiation_failed)
+
+
+def test_a_build_that_is_given_back_keeps_its_request() -> None:
+    """`retries` finds the former attempts by it."""
+    text = source(Builder.buildFinished)
+    assert text.index("results == RETRY") < text.index("_resubmit_buildreqs")
+    assert "unclaimBuildRequests" in source(Builder._resubmit_buildreqs)
+    assert "self.requests[0].id" in source(Build.startBuild)
+
+
 def test_the_worker_info_of_the_web_interface_is_four_fields_unless_we_store_more() -> None:
     text = source(AbstractWorker.attached)
     stored = re.findall(r"'(\w+)': conn\.info\.get", text)
@@ -414,6 +449,26 @@ def test_a_configuration_has_the_services_by_name() -> None:
 def test_a_build_knows_its_number_and_id_before_its_worker_starts() -> None:
     start = source(Build.startBuild)
     assert start.index("self.buildid, self.number = ") < start.index("substantiate_if_needed")
+
+
+# ---- properties ----------------------------------------------------------------------------------
+
+
+def test_a_builds_properties_are_rows_with_these_columns_and_their_event_has_this_key() -> None:
+    columns = {column.name for column in Model.build_properties.columns}
+    assert columns == {"buildid", "name", "value", "source"}
+    source = inspect.getsource(build_properties.Properties.generateUpdateEvent)
+    assert '("builds", str(buildid), "properties", "update")' in source.replace("'", '"')
+
+
+# ---- what comes next -----------------------------------------------------------------------------
+
+
+def test_a_build_takes_its_next_step_from_the_front_of_its_list() -> None:
+    build = SimpleNamespace(steps=[], conn=object(), terminate=False, stopped=False)
+    build.steps = ["first", "second"]
+    assert Build.getNextStep(build) == "first"
+    assert build.steps == ["second"]
 
 
 # ---- git steps -----------------------------------------------------------------------------------
