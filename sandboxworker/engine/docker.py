@@ -104,6 +104,16 @@ class DockerEngine:
         """Answers if the engine does."""
         await self._call("ping", lambda sdk: sdk.ping())
 
+    async def info(self) -> Mapping[str, Any]:
+        """What the engine says of itself and its kernel."""
+        found: Mapping[str, Any] = await self._call("info", lambda sdk: sdk.info())
+        return found
+
+    async def version(self) -> Mapping[str, Any]:
+        """The versions of the engine and its parts."""
+        found: Mapping[str, Any] = await self._call("version", lambda sdk: sdk.version())
+        return found
+
     async def image(self, reference: str) -> ImageFacts:
         try:
             found = await self._call("inspect image", lambda sdk: sdk.inspect_image(reference))
@@ -455,6 +465,11 @@ class EnginePool:
     def addresses(self) -> tuple[EngineAddress, ...]:
         """Of the engines that are in use now."""
         return tuple(self._engines)
+
+    @property
+    def engines(self) -> tuple[DockerEngine, ...]:
+        """Those that are in use now."""
+        return tuple(engine for engine, _ in self._engines.values())
 
     def acquire(self, address: EngineAddress, reactor: Any) -> DockerEngine:
         """The engine at an address; each acquire wants a `release`."""
