@@ -61,7 +61,7 @@ _DYING = 3
 _KILL_ALL = f"""\
 {_KILL} || exit
 i=0
-while [ $i -lt 20 ]; do
+while [ $i -lt 200 ]; do
 n=0
 for p in /proc/[0-9]*; do if [ -O "$p" ]; then n=$((n + 1)); fi; done 2>/dev/null
 [ $n -gt 1 ] || exit 0
