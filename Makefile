@@ -8,7 +8,7 @@ ARGS ?= $(TOXARGS)
 # Ends a recipe's first line: the commands after it speak to the engine that `make engine` names.
 with_engine = export DOCKER_HOST="$$(scripts/engine url)"
 
-.PHONY: help setup engine engine-stop images demo test soak docs clean
+.PHONY: help setup engine engine-stop images demo test soak bench profile docs clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -31,6 +31,14 @@ demo: images ## set everything up and build two pull requests, an honest and a h
 test: images ## set everything up and run the whole test suite
 	@scripts/setup tests
 	@$(with_engine); .venv/bin/tox run $(ARGS)
+
+bench: images ## measure against Buildbot's own workers (ARGS="--case one,twenty --rounds 7")
+	@scripts/setup tests
+	@$(with_engine); .venv/bin/python benchmarks/run.py $(ARGS)
+
+profile: images ## where a master under load spends its time
+	@scripts/setup tests
+	@$(with_engine); .venv/bin/python benchmarks/profile_master.py $(ARGS)
 
 soak: images ## build by the thousand while all goes wrong: make soak ARGS="--builds 2000 --seed 1"
 	@scripts/setup tests

@@ -82,6 +82,8 @@ def _compare(
 def _same(name: str, asked: Any, applied: Any) -> bool:
     if name == "Labels":
         return _includes(asked, applied)
+    if name == "Healthcheck":  # With the test NONE there is none, whatever times the image has.
+        return isinstance(applied, Mapping) and bool(applied.get("Test") == asked["Test"])
     if _is_empty(asked):
         return _is_empty(applied)
     if name in _SETS and isinstance(applied, list):

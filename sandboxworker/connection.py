@@ -270,6 +270,8 @@ class SandboxConnection(null.Connection):
     def _carry_out(
         self, remote: Any, builder: str, command_id: str, name: str, args: dict[str, Any]
     ) -> None:
+        # So that no shell is prepared that nobody will use: its start would be the build's to wait.
+        self.sandbox.anticipates = bool(remote.step.build.steps)
         decision = decide(remote.step, name, args, self._policy)
         self._record_secrets("released", decision.released, remote)
         self._warn_of_short(decision.short, remote)

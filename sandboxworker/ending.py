@@ -15,6 +15,7 @@ from sandboxworker.engine.interface import Usage
 from sandboxworker.errors import Actor, SandboxworkerError
 from sandboxworker.outcome import Known, Verdict, judge
 from sandboxworker.policy import SandboxPolicy, show_seconds
+from sandboxworker.properties import give
 from sandboxworker.retries import FAULT, Fault, former_faults, history, may_retry
 from sandboxworker.sandbox import DEADLINE_GRACE, Sandbox
 from sandboxworker.struck import Struck
@@ -238,7 +239,7 @@ class Ending:
             properties["sandbox_limits"] = list(self._struck.fields)
         if verdict.outcome.is_fault and self._fault is not None:
             properties[FAULT] = self._fault[:_LONGEST_REASON]
-        await add_properties(self._build, properties, _SOURCE)
+        await give(self._build, properties, _SOURCE)
 
 
 def _stop(build: Any, reason: str, results: int) -> None:
@@ -278,10 +279,3 @@ def before_finish(build: Any, end: Callable[[Any, int], Awaitable[End]]) -> None
 
 async def _awaited(ending: Awaitable[End]) -> End:
     return await ending
-
-
-async def add_properties(build: Any, properties: dict[str, Any], source: str) -> None:
-    """Set them, and have them stored now; Buildbot does so after each step only."""
-    for name, value in properties.items():
-        build.setProperty(name, value, source)
-    await build.master.data.updates.setBuildProperties(build.buildid, build)

@@ -44,7 +44,8 @@ LOOKED_AT = (*_FILES, *(f"/proc/self/ns/{name}" for name in NAMESPACES))
 #: What a runtime with a kernel of its own cannot show, or shows in its own way
 #: (docs/threat-model.md, "gVisor").
 _GVISOR = frozenset(
-    {"ambient", "seccomp", "cgroup", "namespaces", "processors", "mounts", "limits", "lsm"}
+    {"ambient", "cgroup", "disk", "inodes", "limits", "lsm", "namespaces", "options"}
+    | {"processors", "seccomp"}
 )
 _RUNTIMES = (("runsc", _GVISOR), ("gvisor", _GVISOR))
 
@@ -187,7 +188,7 @@ def _privileges(view: View, expected: Expected) -> Iterable[Deviation]:
     for who, file in (("build", _STATUS), ("keeper", _KEEPER)):
         status = view.status(file)
         for name in ("CapInh", "CapPrm", "CapEff", "CapBnd"):
-            yield from _no_capability(status, who, name)
+            yield from _no_capability(f"{who}'s {name}", status.get(name, ""))
         # Kernels before 4.10 and gVisor do not tell it; the engine's answer was compared.
         yield from _unless(
             status.get("NoNewPrivs", "1") == "1", f"{who}'s NoNewPrivs", 1, status.get("NoNewPrivs")
@@ -196,13 +197,11 @@ def _privileges(view: View, expected: Expected) -> Iterable[Deviation]:
 
 def _ambient(view: View, expected: Expected) -> Iterable[Deviation]:
     for who, file in (("build", _STATUS), ("keeper", _KEEPER)):
-        yield from _no_capability(view.status(file), who, "CapAmb")
+        yield from _no_capability(f"{who}'s CapAmb", view.status(file).get("CapAmb", ""))
 
 
-def _no_capability(status: Mapping[str, str], who: str, name: str) -> Iterable[Deviation]:
-    seen = status.get(name, "")
-    is_zero = bool(re.fullmatch("0+", seen))
-    yield from _unless(is_zero, f"{who}'s {name}", "no capability", seen)
+def _no_capability(which: str, seen: str) -> Iterable[Deviation]:
+    yield from _unless(bool(re.fullmatch("0+", seen)), which, "no capability", seen)
 
 
 def _seccomp(view: View, expected: Expected) -> Iterable[Deviation]:
@@ -216,49 +215,67 @@ def _seccomp(view: View, expected: Expected) -> Iterable[Deviation]:
 
 
 def _mounts(view: View, expected: Expected) -> Iterable[Deviation]:
+    """Each place is there and writable, in memory where it should be, and nothing else is."""
     spec, mounts = expected.spec, view.mounts
     root = mounts.get("/")
     yield from _unless(root is not None and "ro" in root.options, "/", "read-only", root)
-    for tmpfs in spec.tmpfs:
-        options = {"rw", "nosuid", "nodev", *(() if tmpfs.executable else ("noexec",))}
-        yield from _one_mount(mounts, tmpfs.path, "tmpfs", options)
-        sizes = {"size": tmpfs.size, "nr_inodes": tmpfs.inodes}
-        yield from _sizes(mounts.get(tmpfs.path), sizes)
-    yield from _one_mount(mounts, "/dev/shm", "tmpfs", {"rw", "nosuid", "nodev", "noexec"})
-    yield from _sizes(mounts.get("/dev/shm"), {"size": spec.shm})
-    if spec.disk is not None:
-        yield from _one_mount(mounts, spec.disk.path, DISK_TYPE, {"rw", "nosuid", "nodev"})
-    yield from _unasked_mounts(spec, mounts)
+    for place in _writable(spec):
+        kind = None if spec.disk and place == spec.disk.path else "tmpfs"
+        mount = mounts.get(place)
+        is_so = mount is not None and "rw" in mount.options and mount.type == (kind or mount.type)
+        yield from _unless(is_so, place, f"a writable {kind or 'disk'}", mount)
+    for place, mount in mounts.items():
+        is_so = "ro" in mount.options or bool(_ENGINES_OWN.fullmatch(place))
+        is_so = is_so or place in {"/", *_writable(spec)}
+        yield from _unless(is_so, "mounts", "nothing else that is writable", mount)
 
 
-def _one_mount(
-    mounts: Mapping[str, Mount], place: str, type_: str, options: set[str]
-) -> Iterable[Deviation]:
-    mount = mounts.get(place)
-    is_so = mount is not None and mount.type == type_ and options <= mount.options
-    yield from _unless(is_so, place, f"{type_} {' '.join(sorted(options))}", mount)
+def _writable(spec: ContainerSpec) -> tuple[str, ...]:
+    on_disk = () if spec.disk is None else (spec.disk.path,)
+    return ("/dev/shm", *(tmpfs.path for tmpfs in spec.tmpfs), *on_disk)
 
 
-def _sizes(mount: Mount | None, sizes: Mapping[str, int]) -> Iterable[Deviation]:
-    for name, asked in sizes.items():
-        seen = parse_amount(mount.settings.get(name, "")) if mount else None
-        slack = _PAGE if name == "size" else 0
-        is_so = seen is not None and asked <= seen <= asked + slack
-        yield from _unless(is_so, f"{name} of {mount.place if mount else 'nothing'}", asked, seen)
+def _options(view: View, expected: Expected) -> Iterable[Deviation]:
+    spec = expected.spec
+    executable = {tmpfs.path for tmpfs in spec.tmpfs if tmpfs.executable}
+    executable |= {spec.disk.path} if spec.disk else set()
+    for place in _writable(spec):
+        asked = {"nosuid", "nodev", *(() if place in executable else ("noexec",))}
+        seen = view.mounts[place].options if place in view.mounts else frozenset[str]()
+        yield from _unless(asked <= seen, f"options of {place}", sorted(asked), sorted(seen))
+
+
+def _disk(view: View, expected: Expected) -> Iterable[Deviation]:
+    disk = expected.spec.disk
+    if disk is not None:
+        mount = view.mounts.get(disk.path)
+        is_so = mount is not None and mount.type == DISK_TYPE
+        yield from _unless(is_so, disk.path, DISK_TYPE, mount)
+
+
+def _sizes(view: View, expected: Expected) -> Iterable[Deviation]:
+    sizes = {tmpfs.path: tmpfs.size for tmpfs in expected.spec.tmpfs}
+    for place, asked in {**sizes, "/dev/shm": expected.spec.shm}.items():
+        seen = _setting(view, place, "size")
+        is_so = seen is not None and asked <= seen <= asked + _PAGE
+        yield from _unless(is_so, f"size of {place}", asked, seen)
+
+
+def _inodes(view: View, expected: Expected) -> Iterable[Deviation]:
+    for tmpfs in expected.spec.tmpfs:
+        seen = _setting(view, tmpfs.path, "nr_inodes")
+        yield from _unless(seen == tmpfs.inodes, f"inodes of {tmpfs.path}", tmpfs.inodes, seen)
+
+
+def _setting(view: View, place: str, name: str) -> int | None:
+    mount = view.mounts.get(place)
+    return None if mount is None else parse_amount(mount.settings.get(name, ""))
 
 
 def parse_amount(text: str) -> int | None:
     """``8192k`` as the kernel writes it; None for what is no amount."""
     match = re.fullmatch(r"(\d+)([kmg]?)", text)
     return None if match is None else int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2]]
-
-
-def _unasked_mounts(spec: ContainerSpec, mounts: Mapping[str, Mount]) -> Iterable[Deviation]:
-    asked = {"/", "/dev/shm", *(tmpfs.path for tmpfs in spec.tmpfs)}
-    asked |= {spec.disk.path} if spec.disk else set()
-    for place, mount in mounts.items():
-        is_so = place in asked or "ro" in mount.options or bool(_ENGINES_OWN.fullmatch(place))
-        yield from _unless(is_so, "mounts", "nothing else that is writable", mount)
 
 
 def _cgroup(view: View, expected: Expected) -> Iterable[Deviation]:
@@ -356,6 +373,10 @@ CHECKS: Mapping[str, Callable[[View, Expected], Iterable[Deviation]]] = {
     "ambient": _ambient,
     "seccomp": _seccomp,
     "mounts": _mounts,
+    "options": _options,
+    "disk": _disk,
+    "sizes": _sizes,
+    "inodes": _inodes,
     "cgroup": _cgroup,
     "processors": _processors,
     "namespaces": _namespaces,

@@ -11,6 +11,8 @@ A build that reads the word from ``/proc`` can fake the end of its own command, 
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 
 import attrs
@@ -19,9 +21,12 @@ from twisted.python.failure import Failure
 
 _SIGNALS = "HUP INT QUIT ALRM TERM PIPE USR1 USR2"
 
+_NO_STDIN = "none"
+
 #: $1 and $2 the word (in two parts, so that it does not stand in the process list), $3 the
-#: directory, $4 bytes of stdin (or -), $5 variables to forget, $6 whether what is no UTF-8 comes
-#: escaped (engines take JSON), then the command.
+#: directory, $4 bytes of stdin (- for no end, or none at all), $5 variables to forget, $6 whether
+#: what is no UTF-8 comes escaped (engines take JSON), $7 shell lines that make its environment,
+#: then the command.
 #: The innermost subshell becomes the command. The one around it waits and passes the exit status
 #: on; shells say on their stderr when a child died by a signal (except INT and PIPE), and that
 #: stderr goes down the same pipe. The reader at its end tells what came.
@@ -29,7 +34,7 @@ _SIGNALS = "HUP INT QUIT ALRM TERM PIPE USR1 USR2"
 #: Where a limit was met the end on stdout carries what the kernel has counted in the sandbox (see
 #: `limits.Counts`), cgroup v1 or v2: read by builtins, as there may be no room for a fork.
 LAUNCH = f"""\
-w=$1$2 d=$3 n=$4 u=$5 e=$6; shift 6
+w=$1$2 d=$3 n=$4 u=$5 e=$6 x=$7; shift 7
 if [ -n "$e" ]; then
 d=$(printf '%b.' "$d"); d=${{d%.}}
 for a; do shift; a=$(printf '%b.' "$a"); set -- "$@" "${{a%.}}"; done
@@ -40,9 +45,16 @@ trap '' {_SIGNALS}
 exec 3>&1 4>&2
 printf '%s %s\\n' "$w" "$$"
 input() {{
-if [ "$n" = - ]; then wait_for "$@"; else head -c "$n" 2>/dev/null | wait_for "$@"; fi
+case $n in
+-) wait_for "$@";;
+{_NO_STDIN}) wait_for "$@" </dev/null;;
+*) head -c "$n" 2>/dev/null | wait_for "$@";;
+esac
 }}
-wait_for() {{ ( trap - {_SIGNALS}; unset $u; exec >&3 2>&4 3>&- 4>&-; exec "$@" ); echo "$?"; }}
+wait_for() {{
+( trap - {_SIGNALS}; unset $u; eval "$x"; exec >&3 2>&4 3>&- 4>&-; exec "$@" )
+echo "$?"
+}}
 count() {{ [ ! -r "$2" ] || while read -r a b; do [ "$a" != "$1" ] || n=$b; done <"$2"; }}
 {{ input "$@"; }} 2>&1 | {{
 k=exit s=
@@ -87,8 +99,76 @@ def launch(
         *("/bin/sh", "-c", LAUNCH, "sh", word[:-8], word[-8:], directory, size),
         " ".join(forget) or "OLDPWD",
         "escaped" if escape else "",
+        "",
         *argv,
     )
+
+
+#: What a shell runs that waits for the lines of a command on its stdin: it tells its pid, takes
+#: a line, then others up to one like it, and is `LAUNCH` with the arguments that these set.
+#: ``read`` takes a byte at a time, so that what follows is left to the command.
+WAIT = (
+    """\
+printf '%s\\n' "$$"
+IFS= read -r t || exit 1
+while :; do
+IFS= read -r l || exit 1
+[ "$l" != "$t" ] || break
+s="$s$l
+"
+done
+eval "$s"
+"""
+    + LAUNCH
+)
+
+#: Bytes of lines that a shell is given on its stdin; each costs it a system call.
+LONGEST_LINES = 8192
+#: What a shell or an engine may have set in such a shell beyond `_UNASKED`.
+_INHERITED = ("HOSTNAME", "LANG", "TERM", "container")
+#: Variables that every shell takes, and lets become the command's.
+_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+#: Those that some shell does not let be set, or sets by itself.
+_SHELLS_OWN = re.compile(
+    r"U?E?UID|PPID|GROUPS|FUNCNAME|DIRSTACK|S?RANDOM|SECONDS|LINENO|IFS|EPOCH.*|HIST.*|COMP.*"
+    r"|BASH.*|SHELLOPTS|OPT.*|MAIL.*|PS[0-9]"
+)
+
+
+def waiting(word: str) -> tuple[str, ...]:
+    """The argv of a shell that waits for `lines`; ``word`` names it in its process list."""
+    return ("/bin/sh", "-c", WAIT, word)
+
+
+def lines(
+    word: str,
+    directory: str,
+    argv: Sequence[str],
+    stdin: int | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> bytes | None:
+    """What makes a waiting shell run a command, as `launch` would; None where that is not sure.
+
+    ``stdin``: how many bytes follow for it, None for no stdin at all.
+    """
+    unfit = [name for name in environ or () if not _is_fit(name)]
+    forget = ["OLDPWD"]
+    if environ is not None:
+        forget = [name for name in (*_UNASKED, *_INHERITED) if name not in environ] or forget
+    exports = [
+        # As after any other "cd": without "." and ".." in it.
+        "export PWD" if name == "PWD" else f"export {name}={shlex.quote(value)}"
+        for name, value in (environ or {}).items()
+    ]
+    size = _NO_STDIN if stdin is None else str(stdin)
+    words = (word[:-8], word[-8:], directory, size, " ".join(forget), "", "\n".join(exports), *argv)
+    text = f"{word}\nset -- {' '.join(map(shlex.quote, words))}\n{word}\n"
+    is_sure = text.isascii() and len(text) <= LONGEST_LINES and not unfit
+    return text.encode() if is_sure else None
+
+
+def _is_fit(name: str) -> bool:
+    return _PLAIN.fullmatch(name) is not None and _SHELLS_OWN.fullmatch(name) is None
 
 
 def _is_utf8(text: str) -> bool:

@@ -6,7 +6,7 @@ operator's, the other words our own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -29,20 +29,28 @@ _OUTCOMES = frozenset(outcome.value for outcome in Outcome)
 _LIMITS = frozenset(field.name for field in attrs.fields(SandboxPolicy))
 
 
+@attrs.frozen
+class Now:
+    """How to know what is so at this moment.
+
+    ``living()``: each sandbox's engine and state; ``ready()``: how many are kept ready, by engine;
+    ``engines()``: whether each engine answers.
+    """
+
+    living: Callable[[], list[tuple[str, str]]]
+    ready: Callable[[], Mapping[str, int]]
+    engines: Callable[[], Mapping[str, bool]]
+
+
 class Meters:
     """What one master's sandboxes did, since the master's start.
 
-    ``living()`` gives each sandbox's engine and state, ``ready()`` how many are kept ready by
-    engine; both are asked when somebody looks.
+    ``now``: asked when somebody looks.
     """
 
-    def __init__(
-        self,
-        living: Callable[[], list[tuple[str, str]]],
-        ready: Callable[[], dict[str, int]],
-    ) -> None:
+    def __init__(self, now: Now) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(_Gauges(living, ready))
+        self.registry.register(_Gauges(now))
         self._created = self._counter("sandboxes_created", "Containers made", "engine")
         self._claimed = self._counter("sandboxes_claimed", "Kept ready, then taken", "engine")
         self._lost = self._counter("sandboxes_lost", "Ended without our asking", "engine")
@@ -158,23 +166,25 @@ def _known(word: str, words: frozenset[str]) -> str:
 class _Gauges:
     """What is so at this moment."""
 
-    def __init__(
-        self, living: Callable[[], list[tuple[str, str]]], ready: Callable[[], dict[str, int]]
-    ) -> None:
-        self._living = living
-        self._ready = ready
+    def __init__(self, now: Now) -> None:
+        self._now = now
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        living = self._living()
+        yield self._sandboxes(self._now.living())
+        yield _by_engine("sandboxes_kept_ready", "Waiting for a build", self._now.ready())
+        yield _by_engine("engine_up", "1 while it answers", self._now.engines())
+
+    def _sandboxes(self, living: list[tuple[str, str]]) -> GaugeMetricFamily:
         sandboxes = GaugeMetricFamily(
             f"{PREFIX}_sandboxes", "Sandboxes there are", labels=("engine", "state")
         )
         for engine, state in sorted(set(living)):
             sandboxes.add_metric((engine, state), living.count((engine, state)))
-        yield sandboxes
-        ready = GaugeMetricFamily(
-            f"{PREFIX}_sandboxes_kept_ready", "Waiting for a build", labels=("engine",)
-        )
-        for engine, count in self._ready().items():
-            ready.add_metric((engine,), count)
-        yield ready
+        return sandboxes
+
+
+def _by_engine(name: str, text: str, values: Mapping[str, float]) -> GaugeMetricFamily:
+    gauge = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=("engine",))
+    for engine, value in values.items():
+        gauge.add_metric((engine,), float(value))
+    return gauge

@@ -14,6 +14,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Site
 
 from sandboxworker import figures
+from sandboxworker.engine.docker import ENGINES
 from sandboxworker.housekeeping import Housekeeping, housekeeping
 from sandboxworker.sandbox import LIVING
 
@@ -82,10 +83,11 @@ class SandboxMetrics(BuildbotService):
             )
 
     def _measure(self) -> None:
-        from sandboxworker.meters import Meters
+        from sandboxworker.meters import Meters, Now
 
         if self._house is not None:
-            self._meters = meters = Meters(self._living, self._house.ready_by_engine)
+            now = Now(self._living, self._house.ready_by_engine, _engines)
+            self._meters = meters = Meters(now)
             self._house.audit.listeners.append(meters.event)
             figures.LISTENERS.append(meters)
 
@@ -110,6 +112,11 @@ class SandboxMetrics(BuildbotService):
     def _close(self) -> defer.Deferred[None]:
         listening, self._listening, self._wanted = self._listening, None, None
         return defer.maybeDeferred(listening.stopListening if listening else lambda: None)
+
+
+def _engines() -> dict[str, bool]:
+    """Whether each engine that is in use answers."""
+    return {engine.name: engine.health.is_up for engine in ENGINES.engines}
 
 
 def _site(meters: Any) -> Any:

@@ -16,11 +16,17 @@ from twisted.protocols.basic import FileSender
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from sandboxworker import figures
+from sandboxworker import figures, launch, shells
 from sandboxworker.engine.interface import STDERR, STDOUT, Stream
-from sandboxworker.errors import EngineError, EngineRefused, ExecFailed, SandboxGone
+from sandboxworker.errors import (
+    EngineError,
+    EngineRefused,
+    EngineTimeout,
+    ExecFailed,
+    SandboxGone,
+)
 from sandboxworker.kept import Kept
-from sandboxworker.launch import Ended, Marked, launch
+from sandboxworker.launch import Ended, Marked
 from sandboxworker.limits import Counts
 from sandboxworker.sandbox import Sandbox
 from sandboxworker.unexpected import unexpected
@@ -38,6 +44,8 @@ _UNTOLD = 126
 
 #: The engine's exit code for a command that it could not start.
 _NOT_STARTED = 126
+#: Bytes of each output that a waiting shell may write before it takes its command.
+_MOST_EARLY = 4096
 
 
 @implementer(interfaces.IProcessTransport, interfaces.IConsumer, interfaces.IPushProducer)
@@ -58,7 +66,7 @@ class SandboxProcess:
         directory: str,
         *,
         tty: bool = False,
-        stdin: io.BufferedIOBase | io.BytesIO | None = None,
+        stdin: Any = None,
     ) -> None:
         self.pid: int | None = None
         self.sandbox = sandbox
@@ -67,14 +75,16 @@ class SandboxProcess:
         self._environ = None if environ is None else dict(environ)
         self._directory = directory
         self._tty = tty
-        word = "\x1e" + secrets.token_hex(8)
-        self._word = word
-        self._marked = {channel: Marked(word.encode() + b" ") for channel in (STDOUT, STDERR)}
+        self._new_word()
         self._stdin = stdin
         self._written = bytearray()
         self._stdin_open = stdin is None
         self._stream: Stream | None = None
         self._exec_id = ""
+        #: While a waiting shell has been given the command and has not said that it took it.
+        self._offer: shells.Offer | None = None
+        #: What came meanwhile: a complaint of the shell's, or its build's mischief.
+        self._early = {channel: Kept(_MOST_EARLY) for channel in (STDOUT, STDERR)}
         self._closed: set[int] = set()
         self._signalled: int | None = None
         self._paused = False
@@ -95,10 +105,69 @@ class SandboxProcess:
         """Whether the end has been told."""
         return self._over
 
+    def _new_word(self) -> None:
+        self._word = word = "\x1e" + secrets.token_hex(8)
+        self._marked = {channel: Marked(word.encode() + b" ") for channel in (STDOUT, STDERR)}
+
     async def _run(self) -> None:
+        if not await self._run_in_waiting_shell():
+            await self._run_in_new_shell()
+
+    async def _run_in_waiting_shell(self) -> bool:
+        """Whether it was begun, or may have been, in a shell that waited for a command."""
+        stdin, size = self._whole_stdin()
+        lines = launch.lines(self._word, self._directory, self._argv, size, self._environ)
+        if lines is None or self._tty or (stdin is None and self._stdin_open):
+            return False
+        shell = await shells.take(self.sandbox)
+        if shell is None or not self.sandbox.is_ready:
+            return False
+        self._exec_id, self._stream = shell.hand_over(self)
+        if self._over:
+            self.sandbox.release(self._stream)
+            return True
+        self._stream.write(lines)
+        if not await self._is_taken(shell):
+            self.sandbox.release(self._stream)
+            self._stream = None
+            self._new_word()
+            return False
+        self._go_on(stdin)
+        return True
+
+    async def _is_taken(self, shell: shells.WaitingShell) -> bool:
+        """Whether the shell took the command; False only where it is dead and has not."""
+        self._offer = offer = shells.Offer(self.sandbox, shell)
+        answer = await offer.answer()
+        self._offer = None
+        if answer is None and not self._over:
+            late = EngineTimeout(self.sandbox.engine.name, "command", shells.ANSWER_DEADLINE)
+            self.sandbox.lose(await self.sandbox.blame(late))
+        if answer is not False or self._over:
+            return True
+        return not await self._is_dead(offer.reason)
+
+    async def _is_dead(self, reason: Exception | None) -> bool:
+        """Whether the shell was killed before it began; if that is not sure, its end is told.
+
+        A stream that was cut on its way tells nothing, and a status that is none of a signal's may
+        be the command's.
+        """
+        asked, status = self.sandbox.reactor.seconds(), None
+        if reason is None and self.sandbox.is_ready and self._signalled != signal.SIGKILL:
+            with contextlib.suppress(EngineError):
+                status = await self.sandbox.exec_status(self._exec_id)
+        is_late = self.sandbox.reactor.seconds() - asked > _NOTED_WITHIN
+        is_dead = status is not None and status > 128 and not is_late and self.pid is None
+        if not is_dead:
+            self._give_early()
+            await self._ask(reason)
+        return is_dead and not self._over
+
+    async def _run_in_new_shell(self) -> None:
         stdin, size = self._whole_stdin()
         streaming = stdin is None and self._stdin_open
-        argv = launch(self._word, self._directory, self._argv, size, self._environ)
+        argv = launch.launch(self._word, self._directory, self._argv, size, self._environ)
         try:
             self._exec_id, self._stream = await self.sandbox.exec(
                 argv,
@@ -113,6 +182,11 @@ class SandboxProcess:
         if self._over:
             self.sandbox.release(self._stream)
             return
+        self._go_on(stdin)
+
+    def _go_on(self, stdin: Any) -> None:
+        if self._stream is None or self._over:
+            return
         if self._paused:
             self._stream.pause()
         if stdin is not None:
@@ -123,13 +197,18 @@ class SandboxProcess:
     def _whole_stdin(self) -> tuple[Any, int | None]:
         """The stdin that is known in full by now, and its length."""
         if self._stdin is not None:
-            return self._stdin, _length(self._stdin)
+            size = getattr(self._stdin, "size", None)
+            return self._stdin, _length(self._stdin) if size is None else int(size)
         if self._stdin_open or not self._written:
             return None, None
         return io.BytesIO(bytes(self._written)), len(self._written)
 
     def _send(self, stdin: Any) -> None:
-        sending = FileSender().beginFileTransfer(stdin, _Consumer(self._stream))
+        consumer = _Consumer(self._stream)
+        if hasattr(stdin, "begin"):
+            sending = stdin.begin(consumer)
+        else:
+            sending = FileSender().beginFileTransfer(stdin, consumer)
         sending.addErrback(lambda _: None)  # The stream ended first; that is told elsewhere.
 
     def _not_started(self, reason: Exception) -> None:
@@ -148,16 +227,39 @@ class SandboxProcess:
         output = marked.feed(data)
         if channel == STDOUT and self.pid is None and marked.words:
             self.pid = _number(marked.words.pop(0))
-            seconds = self.sandbox.reactor.seconds() - self._asked_at
-            figures.command_started(self.sandbox.engine.name, seconds)
-            self._send_early_signal()
-        if output:
+            self._begun()
+        if output and self._offer is not None and self.pid is None:
+            self._keep_early(channel, output)
+        elif output:
             self._give(channel, output)
         if self._is_told():
             kind, _, numbers = self._marked[STDOUT].words[0].partition(" ")
             status, *counts = numbers.split(" ")
             self.sandbox.counts = self.sandbox.counts.with_(Counts.told(counts))
             self._end(self._told(kind, min(_number(status), 255)))
+
+    def _keep_early(self, channel: int, output: bytes) -> None:
+        """Bounded, since nobody may be told to wait before the answer has come."""
+        self._early[channel].add(output)
+        if self._offer is not None and self._early[channel].is_cut:
+            self._offer.give_up()
+
+    def _give_early(self) -> None:
+        for channel, kept in self._early.items():
+            if kept.data:
+                self._give(channel, bytes(kept.data))
+                kept.data.clear()
+
+    def _begun(self) -> None:
+        """It told its pid."""
+        seconds = self.sandbox.reactor.seconds() - self._asked_at
+        figures.command_started(self.sandbox.engine.name, seconds)
+        if self._offer is not None:
+            self._offer.tell(True)
+            self._give_early()
+        if self.sandbox.anticipates:
+            shells.prepare(self.sandbox)
+        self._send_early_signal()
 
     def _is_told(self) -> bool:
         """The end is told on each stream behind the last byte of that stream."""
@@ -166,7 +268,9 @@ class SandboxProcess:
 
     def stream_ended(self, reason: Exception | None) -> None:
         """The streams ended, and nothing was told: only the engine knows the end, if it does."""
-        if not self._over:
+        if self._offer is not None:
+            self._offer.tell(False, reason)
+        elif not self._over:
             asking = defer.ensureDeferred(self._ask(reason))
             asking.addErrback(unexpected(f"sandbox {self.sandbox.id}: asking for a command's end"))
 
@@ -179,11 +283,15 @@ class SandboxProcess:
             status = None if reason else await self.sandbox.exec_status(self._exec_id)
         except EngineError as error_:
             status, reason = None, error_
+        was_slow = self.sandbox.reactor.seconds() - asked > _NOTED_WITHIN
+        if self._signalled is None and not await self.sandbox.still_runs():
+            self._end(Ended())
+            return
         if status == _NOT_STARTED and self.pid is None:
             self._give(STDERR, self._why_not_started().encode())
         if status == 0:
             # The end of the output is missing: never success.
-            status = None if self.sandbox.reactor.seconds() - asked > _NOTED_WITHIN else _UNTOLD
+            status = None if was_slow else _UNTOLD
         if status is None:
             self.sandbox.lose(reason or SandboxGone(self.sandbox.id, "unsure of a command's end"))
             self._end(Ended())
@@ -216,6 +324,8 @@ class SandboxProcess:
             return
         self._over = True
         self.pid = None
+        if self._offer is not None:
+            self._offer.tell(True)
         # What was to be sent is not kept until the next garbage collection.
         self._stdin, self._written = None, bytearray()
         if self._stream is not None:
@@ -322,7 +432,8 @@ class SandboxProcess:
 
     def pauseProducing(self) -> None:
         self._paused = True
-        if self._stream is not None:
+        # The answer to an offer must be heard; nothing else comes before it.
+        if self._stream is not None and self._offer is None:
             self._stream.pause()
 
     def resumeProducing(self) -> None:
@@ -453,7 +564,8 @@ def spawn_process(
 
     ``environ``: exactly what the process sees; None for the sandbox's minimal one.
     ``directory``: where it starts; made if it is not there.
-    ``stdin``: a seekable file that is sent as the process's input, streamed.
+    ``stdin``: a seekable file that is sent as the process's input, streamed; or what has ``size``
+    bytes and sends them to a consumer when told to ``begin``, until a Deferred fires.
     """
     process = SandboxProcess(sandbox, protocol, argv, environ, directory, tty=tty, stdin=stdin)
     process.start()

@@ -53,6 +53,8 @@ KILL_DEADLINE = 10.0
 KILL_ATTEMPTS = 5
 #: Seconds for the exit code to be known after a command's stream has ended.
 STATUS_DEADLINE = 5.0
+#: Seconds within which the keeper's end is heard of, where a killed container has ended with it.
+KEEPER_SECONDS = 0.5
 #: Seconds from the first call to a sandbox that is ready for commands.
 START_DEADLINE = 90.0
 #: Seconds that finding out why a sandbox ended may take, and for which the engine's clock may be
@@ -141,6 +143,10 @@ class Sandbox:
         self.state = State.NEW
         self.on_lost: Callable[[Exception], None] = _nobody
         self.on_deadline: Callable[[], None] = _nobody
+        #: Whether another command is expected after the one that runs.
+        self.anticipates = False
+        #: What waits inside for that command (`shells.WaitingShell`), if anything.
+        self.waiting: Any = None
         #: What the kernel has counted, as the last command's end told.
         self.counts = Counts()
         self._uids = uids
@@ -451,6 +457,22 @@ class Sandbox:
             pause = min(pause * 2, 0.5)
             status = await self.engine.exec_status(exec_id)
         return status
+
+    async def still_runs(self) -> bool:
+        """Whether it has outlived a command that was killed; lost if not.
+
+        When a container is killed, the ends of its commands and of its keeper come in any order.
+        """
+        await task.deferLater(self.reactor, KEEPER_SECONDS, _nobody)
+        try:
+            self._require(State.READY)
+            found = await self.engine.inspect(str(self._container)) or {}
+        except EngineError as error:
+            self.lose(error)
+            return False
+        if not found.get("State", {}).get("Running", False):
+            self.lose(SandboxGone(self.id, "ended (its container does not run)"))
+        return self.state is State.READY
 
     async def usage(self) -> Usage:
         """What the sandbox has used so far, from the engine; nothing when it does not say."""

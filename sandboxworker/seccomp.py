@@ -7,6 +7,7 @@ an engine would read otherwise than we do. It sees no files; ``load`` does.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -130,6 +131,7 @@ def _read(path: Path, name: str) -> str:
     return text
 
 
+@functools.lru_cache(maxsize=16)
 def parse(text: str, name: str) -> Profile:
     """Check a profile and name it by its digest; raise ``SeccompError`` with every fault."""
     content = _decoded(text, name)

@@ -14,7 +14,7 @@ import attrs
 from twisted.internet import defer
 from twisted.python import log
 
-from sandboxworker import seccomp
+from sandboxworker import seccomp, shells
 from sandboxworker.audit import Audit
 from sandboxworker.engine.interface import Engine
 from sandboxworker.engine.uids import UidRange
@@ -29,8 +29,8 @@ from sandboxworker.unexpected import unexpected
 LONGEST_WAIT = 1800.0
 #: Sandboxes that are started at once, so that refilling leaves the engine to the builds.
 AT_ONCE = 2
-#: Seconds between a claim and the refill: the build's beginning has the engine for itself.
-REFILL_AFTER = 0.5
+#: Seconds between a claim and the refill: by then a build has begun, and a short one is over.
+REFILL_AFTER = 3.0
 #: Seconds between two looks at what has changed: policies, profiles, images, memory.
 LOOK_SECONDS = 10.0
 #: Seconds until a start is tried again after one that failed: doubled each time, up to the last.
@@ -217,6 +217,7 @@ class Standby:
         try:
             await sandbox.start()
             await OS_NAMES.of(sandbox)  # Now, so that no build waits for it.
+            await shells.prepare(sandbox)
         except SandboxworkerError as error:
             self._not_started(sandbox, error)
         else:

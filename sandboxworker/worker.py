@@ -12,7 +12,7 @@ from twisted.internet import defer
 from twisted.python import log
 from twisted.python.failure import Failure
 
-from sandboxworker import seccomp
+from sandboxworker import seccomp, shells
 from sandboxworker.audit import Audit
 from sandboxworker.connection import SandboxConnection
 from sandboxworker.ending import Ending
@@ -20,6 +20,7 @@ from sandboxworker.engine.address import EngineAddress, resolve
 from sandboxworker.engine.docker import ENGINES, DockerEngine
 from sandboxworker.errors import (
     Actor,
+    DiskRefused,
     EngineError,
     EngineUnreachable,
     NotDestroyed,
@@ -31,6 +32,7 @@ from sandboxworker.osrelease import OS_NAMES
 from sandboxworker.policies import PROPERTY, SandboxPolicies, as_policies
 from sandboxworker.policy import SandboxPolicy
 from sandboxworker.portless import allow_no_protocols
+from sandboxworker.properties import give
 from sandboxworker.reconfigured import Reconfigured
 from sandboxworker.retries import MAX_RETRIES, retries_faults
 from sandboxworker.sandbox import Owner, Sandbox
@@ -66,6 +68,10 @@ class SandboxLatentWorker(Reconfigured, AbstractLatentWorker):
     #: What there is to pick from.
     policies: SandboxPolicies
     _house: Housekeeping
+    #: The current build's properties on their way to the database.
+    _given: defer.Deferred[None]
+    #: The destruction of the sandbox before this one.
+    _going: defer.Deferred[None] | None = None
     _max_retries = MAX_RETRIES
     #: Of the current build, or of the last one.
     _ending: Ending | None = None
@@ -89,6 +95,7 @@ class SandboxLatentWorker(Reconfigured, AbstractLatentWorker):
             *argument_faults(positional, kwargs),
             *_policy_faults(policy),
             *_engine_faults(engine),
+            *_disk_faults(policy, engine),
             *retries_faults(max_retries),
             *_standby_faults(standby),
         )
@@ -160,6 +167,7 @@ class SandboxLatentWorker(Reconfigured, AbstractLatentWorker):
     @defer.inlineCallbacks
     def stopService(self) -> Any:
         yield super().stopService()
+        yield self._going
         self._watch_no_more()
         if self._address is not None:
             address, self._address, self._engine = self._address, None, None
@@ -206,10 +214,12 @@ class SandboxLatentWorker(Reconfigured, AbstractLatentWorker):
         kept = self._house.take_ready(engine.address, spec)
         sandbox = kept or Sandbox(engine, engine.uids, spec, owner, self.master.reactor, audit)
         self._sandbox = ending.sandbox = sandbox
+        self._given = defer.ensureDeferred(self._give_properties(self._build, sandbox))
         sandbox.on_lost = ending.lost
         sandbox.on_deadline = ending.expired
         if kept is None:
             await sandbox.start()
+            shells.prepare(sandbox)  # While Buildbot makes ready.
         else:
             kept.claim(owner, audit)
         return sandbox
@@ -239,7 +249,9 @@ class SandboxLatentWorker(Reconfigured, AbstractLatentWorker):
         os_name = await OS_NAMES.of(sandbox)
         if sandbox is not self._sandbox:  # The build was stopped meanwhile.
             return
-        self._set_properties(sandbox)
+        await self._given
+        if sandbox is not self._sandbox:
+            return
         connection = SandboxConnection(self, sandbox, ending.policy, os_name)
         if not await self.master.workers.newConnection(connection, self.name):
             raise LatentWorkerFailedToSubstantiate(f"worker {self.name!r} takes no connection")
@@ -256,14 +268,15 @@ class SandboxLatentWorker(Reconfigured, AbstractLatentWorker):
                 workerinfo=connection.shown_info(),
             )
 
-    def _set_properties(self, sandbox: Sandbox) -> None:
+    async def _give_properties(self, build: Any, sandbox: Sandbox) -> None:
         """So that a build can be told apart, and found in the audit log, by its sandbox."""
-        for name, value in (
-            ("sandbox_id", sandbox.id),
-            ("sandbox_image_id", sandbox.spec.image_id),
-            ("sandbox_spec", sandbox.spec.digest),
-        ):
-            self._build.setProperty(name, value, _SOURCE)
+        properties = {
+            PROPERTY: build.getProperty(PROPERTY),
+            "sandbox_id": sandbox.id,
+            "sandbox_image_id": sandbox.spec.image_id,
+            "sandbox_spec": sandbox.spec.digest,
+        }
+        await give(build, properties, _SOURCE)
 
     def _engine_for_build(self) -> DockerEngine:
         """The engine, held until this build's sandbox is gone, whatever a reconfigure changes."""
@@ -275,8 +288,15 @@ class SandboxLatentWorker(Reconfigured, AbstractLatentWorker):
         return defer.ensureDeferred(self._stop_instance())
 
     async def _stop_instance(self) -> None:
+        """The next build need not wait for this sandbox's end, only for that of the one before."""
         sandbox, self._sandbox, self._build = self._sandbox, None, None
         address, self._build_address = self._build_address, None
+        before, self._going = self._going, defer.ensureDeferred(self._destroy(sandbox, address))
+        self._going.addErrback(unexpected(f"worker {self.name!r}: destroying its sandbox"))
+        if before is not None:
+            await before
+
+    async def _destroy(self, sandbox: Sandbox | None, address: EngineAddress | None) -> None:
         try:
             if sandbox is not None:
                 await sandbox.destroy()
@@ -312,6 +332,14 @@ def _policy_faults(policy: Any) -> list[str]:
     faults = [f"policy: {fault}" for fault in policy.faults()]
     profiles = map(_profile_fault, sorted(as_policies(policy).profiles))
     return [*faults, *(f"policy: {fault}" for fault in profiles if fault)]
+
+
+def _disk_faults(policy: Any, engine: Any) -> list[str]:
+    """What is known before any build; the rest is found out with the first one."""
+    if _policy_faults(policy) or _engine_faults(engine) or resolve(engine).is_unix:
+        return []
+    on_disk = any(each.disk_backing == "disk" for each in as_policies(policy).policies.values())
+    return [str(DiskRefused(str(resolve(engine)), "it is on another machine"))] * on_disk
 
 
 def _profile_fault(name: str) -> str | None:

@@ -28,6 +28,7 @@ _NOTED = _TESTS.parent / ".engine" / "host"
 if not os.environ.get("DOCKER_HOST") and _NOTED.is_file():
     os.environ["DOCKER_HOST"] = _NOTED.read_text().strip()
 
+from sandboxworker import shells  # noqa: E402
 from sandboxworker.audit import unheard  # noqa: E402
 from sandboxworker.engine.address import resolve  # noqa: E402
 from sandboxworker.engine.docker import DockerEngine  # noqa: E402
@@ -119,7 +120,7 @@ class LeftOver:
 
     def _mounts_left(self) -> list[str]:
         """What is mounted that was not before, unless it may be some other container's."""
-        if self._client.containers():
+        if self._client.containers(all=True):
             return []
         loops = sorted(self._loops_now() - self._loops)
         mounts = sorted(self._mounts_now() - self._mounts)
@@ -204,13 +205,21 @@ MakeSandbox = Callable[..., Awaitable[Sandbox]]
 
 @pytest_twisted.async_yield_fixture
 async def make_sandbox(engine: DockerEngine, owner: Owner) -> AsyncIterator[MakeSandbox]:
-    """``await make_sandbox(image, **policy)``: a started sandbox, destroyed after the test."""
+    """``await make_sandbox(image, **policy)``: a started sandbox, destroyed after the test.
+
+    ``anticipates``: a shell waits in it for each next command.
+    """
     from twisted.internet import reactor
 
     made: list[Sandbox] = []
 
     async def make(
-        image: str = DEBIAN, *, start: bool = True, audit: Any = unheard, **policy: Any
+        image: str = DEBIAN,
+        *,
+        start: bool = True,
+        anticipates: bool = False,
+        audit: Any = unheard,
+        **policy: Any,
     ) -> Sandbox:
         wanted = SandboxPolicy(image, **policy)
         spec = build_spec(wanted, await engine.image(image), load(wanted.seccomp))
@@ -218,6 +227,9 @@ async def make_sandbox(engine: DockerEngine, owner: Owner) -> AsyncIterator[Make
         made.append(sandbox)
         if start:
             await sandbox.start()
+        sandbox.anticipates = anticipates
+        if anticipates:
+            await shells.prepare(sandbox)
         return sandbox
 
     yield make

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sandboxworker.check.configuration import Configuration
-from sandboxworker.check.passwords import SECRET_NAME, SECRET_SHAPE
+from sandboxworker.check.passwords import SECRET_SHAPE, names_a_secret
 from sandboxworker.check.rule import Found, Severity, rule
 
 #: How calls end that take a password, and its place; and those that map users to passwords.
@@ -76,7 +76,7 @@ def _users(node: ast.Call, called: str) -> Iterator[tuple[int, str]]:
 
 
 def _named(name: str | None, value: ast.AST) -> Iterator[tuple[int, str]]:
-    if name is not None and SECRET_NAME.search(name) and not _is_a_path(_text(value)):
+    if name is not None and names_a_secret(name) and not _is_a_path(_text(value)):
         yield from _password(value, f"the value of {name!r}")
 
 

@@ -12,10 +12,9 @@ _KNOWN = frozenset(
     | {"password", "qwerty", "secret", "test", "token", "trustno1", "worker", "admin", "example"}
 )
 
-#: Names under which a program keeps what nobody else must know.
-SECRET_NAME = re.compile(
-    r"(^|[_\W]|(?<=[a-z]))(pass(word|wd|phrase)?|secret|token|credentials?|(api|private|access)_?key)$",
-    re.IGNORECASE,
+#: How names end under which a program keeps what nobody else must know.
+_SECRET_NAME = re.compile(
+    r"(^|[\W_])(pass(word|wd|phrase)?|secret|token|credentials?|(api|private|access)_?key)$"
 )
 #: How well-known services' tokens, and keys, begin; and a password inside a URL.
 SECRET_SHAPE = re.compile(
@@ -23,6 +22,12 @@ SECRET_SHAPE = re.compile(
     r"|xox[abprs]-[\w-]{10,}|hvs\.\w{20,}|-----BEGIN [A-Z ]*PRIVATE KEY-----"
     r"|\w+://[^/\s:@]+:(?!%\()[^/\s@]+@"
 )
+
+
+def names_a_secret(name: str) -> bool:
+    """Whether a variable, argument or key is called as secrets are: ``API_KEY``, ``dbPassword``."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
+    return _SECRET_NAME.search(words.lower()) is not None
 
 
 def weakness(password: str, user: str = "") -> str | None:

@@ -24,8 +24,9 @@ from sandboxworker.redact import Redactor
 from sandboxworker.sandbox import KILL_ATTEMPTS, KILL_DEADLINE
 from sandboxworker.unexpected import unexpected
 
-#: Updates, of up to 64 KiB each, that may wait for the master to write them.
-_MAX_BACKLOG = 8
+#: Updates, of up to 64 KiB each, that may wait for the master to write them, and those that still
+#: wait when a command that was held back goes on: neither then waits for the other.
+_MAX_BACKLOG, _LEFT_OVER = 8, 4
 
 _VARIABLE = re.compile(r"\${([0-9a-zA-Z_]*)}")
 
@@ -108,7 +109,7 @@ class SandboxRunProcess(RunProcess):
         )
         self._log_lock = protocol_command.log_lock
         self._adders: dict[str, Callable[[str], None]] = {}
-        self._held_back = False
+        self._held_back = self._is_marked = False
         self._ended_before: str | None = None
         self._passed_limit = False
         path = SandboxPath(workdir)
@@ -259,20 +260,26 @@ class SandboxRunProcess(RunProcess):
         if passed is not None:
             self._passed_limit = True
             self.kill(passed)
-        elif len(self._log_lock.waiting) > _MAX_BACKLOG and not self._held_back:
-            self._hold_back()
+        elif len(self._log_lock.waiting) > _LEFT_OVER:
+            self._mind_backlog()
 
-    def _hold_back(self) -> None:
-        """Let the command wait until the master has written what it got so far."""
-        self._held_back = True
-        self.process.pauseProducing()
-        # Who asks for the lock now gets it behind all updates that wait for it.
-        self._log_lock.run(self._go_on).addErrback(unexpected("writing a log"))
+    def _mind_backlog(self) -> None:
+        """Let the command wait while the master has much to write."""
+        if not self._is_marked:
+            self._is_marked = True
+            # Who asks for the lock now gets it behind all updates that wait for it.
+            self._log_lock.run(self._go_on).addErrback(unexpected("writing a log"))
+        if len(self._log_lock.waiting) > _MAX_BACKLOG and not self._held_back:
+            self._held_back = True
+            self.process.pauseProducing()
 
     def _go_on(self) -> None:
-        self._held_back = False
-        if not self.process.is_over:
-            self.process.resumeProducing()
+        """What waited at the mark is written."""
+        self._is_marked = False
+        if self._held_back:
+            self._held_back = False
+            if not self.process.is_over:
+                self.process.resumeProducing()
 
     def doTimeout(self) -> None:
         """Silence that we imposed is not the command's."""

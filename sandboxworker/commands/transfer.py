@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 
 from sandboxworker.commands.archive import ArchiveRefused, Limits, rewrite
 from sandboxworker.commands.base import last_words
+from sandboxworker.commands.feed import Feed, known_size
 from sandboxworker.limits import FULL_WORDS, was_full
 from sandboxworker.process import SandboxProcess, spawn_process
 from sandboxworker.secrets import found_in, refuse_content
@@ -34,6 +35,8 @@ _PACK = '[ -d "$1" ] || exit 66; cd -- "$1" && exec tar -cf - .'
 #: GNU tar's exit code when a file changed while it was read.
 _CHANGED_MEANWHILE = 1
 _FETCH_BLOCK = 256 * 1024
+#: Bytes that are held before they are passed on, whatever a step asks for.
+_LARGEST_BLOCK = 1024 * 1024
 #: Bytes that two times take.
 _MAX_TIMES = 64
 #: Bytes of headers and padding a member may have, long names included.
@@ -126,12 +129,12 @@ class UploadFile(WorkerFileUploadCommand):
 
 
 class _Sender(ProcessProtocol):
-    """Passes a process's output on in blocks, and lets it wait while one is under way."""
+    """Passes a process's output on in whole blocks, and lets it wait while one is under way."""
 
     transport: Any
 
     def __init__(self, blocksize: int, write: Any) -> None:
-        self._blocksize = blocksize
+        self._blocksize = min(blocksize, _LARGEST_BLOCK)
         self._write = write
         self._buffer = bytearray()
         self._busy = False
@@ -143,14 +146,22 @@ class _Sender(ProcessProtocol):
 
     def outReceived(self, data: bytes) -> None:
         self._buffer += data
-        if not self._busy:
-            self._busy = True
+        if not self._busy and len(self._buffer) >= self._blocksize:
             self.transport.pauseProducing()
-            passing = defer.ensureDeferred(self._pass_on())
-            passing.addErrback(self._failed)
+            self._begin()
+
+    def _begin(self) -> None:
+        self._busy = True
+        passing = defer.ensureDeferred(self._pass_on())
+        passing.addErrback(self._failed)
+
+    def _is_due(self) -> bool:
+        """Whether there is a whole block, or the last one."""
+        is_last = self._ended is not None and bool(self._buffer)
+        return is_last or len(self._buffer) >= self._blocksize
 
     async def _pass_on(self) -> None:
-        while self._buffer:
+        while self._is_due():
             block = bytes(self._buffer[: self._blocksize])
             del self._buffer[: len(block)]
             if not await self._write(block):
@@ -176,7 +187,7 @@ class _Sender(ProcessProtocol):
     def processEnded(self, reason: Failure) -> None:
         self._ended = reason
         if not self._busy:
-            self._finish_or_go_on()
+            self._begin()
 
     def _finish_or_go_on(self) -> None:
         if self._ended is None:
@@ -278,8 +289,9 @@ class UploadDirectory(WorkerDirectoryUploadCommand):
 class DownloadFile(WorkerFileDownloadCommand):
     """``downloadFile``: from the master's reader to a file in the sandbox.
 
-    Portion by portion, each through an exec of its own with its length told first: that works
-    over every transport, and holds no more than one portion in memory.
+    With its length told first, through one exec: that works over every transport.
+    What has no length beforehand goes portion by portion, each through an exec of its own, and no
+    more than one portion is held in memory.
     """
 
     _before = ""
@@ -296,6 +308,10 @@ class DownloadFile(WorkerFileDownloadCommand):
     async def _download(self) -> None:
         try:
             portion, more = await self._read_portion()
+            size = known_size(self.reader) if more else None
+            if size is not None:
+                await self._put_whole(portion, size)
+                return
             await self._put(_CREATE, portion)
             while more and self.rc == 0 and not self.interrupted:
                 portion, more = await self._read_portion()
@@ -325,30 +341,58 @@ class DownloadFile(WorkerFileDownloadCommand):
         while len(portion) < _PORTION and not self.interrupted:
             wanted = self._wanted()
             if wanted <= 0:
-                self.stderr = f"Maximum filesize reached, truncating file '{self.path}'"
-                self.rc = 1
+                self._too_large()
                 return bytes(portion), False
-            data = await self.protocol_command.protocol_update_read_file(self.reader, wanted)
+            data = await self._read_block(wanted)
             if not data:
                 return bytes(portion), False
             if self.bytes_remaining is not None:
                 self.bytes_remaining -= len(data)
-            portion += data.encode() if isinstance(data, str) else data
+            portion += data
         return bytes(portion), True
+
+    async def _put_whole(self, begin: bytes, left: int) -> None:
+        """All in one exec: what was read already, and as much as the file has yet."""
+        if self._carries_a_secret(begin):
+            return
+        most = left if self.bytes_remaining is None else min(left, self.bytes_remaining)
+        is_cut = most < left
+        waiting = [begin]
+
+        async def read(wanted: int) -> bytes:
+            if waiting:
+                return waiting.pop()
+            data = b"" if self.interrupted else await self._read_block(wanted)
+            return b"" if self._carries_a_secret(data) else data
+
+        feed = Feed(len(begin) + most, read, self.protocol_command.drop_tools)
+        await self._run_put(_CREATE, feed)
+        if is_cut and self.rc == 0:
+            self._too_large()
+
+    async def _read_block(self, most: int) -> bytes:
+        wanted = min(self.blocksize, most)
+        data = await self.protocol_command.protocol_update_read_file(self.reader, wanted)
+        return data.encode() if isinstance(data, str) else bytes(data)
+
+    def _too_large(self) -> None:
+        self.stderr, self.rc = f"Maximum filesize reached, truncating file '{self.path}'", 1
 
     def _wanted(self) -> int:
         left = self.bytes_remaining
         return int(self.blocksize if left is None else min(self.blocksize, left))
 
     async def _put(self, script: str, portion: bytes) -> None:
-        if self._carries_a_secret(portion):
-            return
+        if not self._carries_a_secret(portion):
+            await self._run_put(script, io.BytesIO(portion))
+
+    async def _run_put(self, script: str, stdin: Any) -> None:
         mode = "" if self.mode is None else f"{self.mode:o}"
         completed = await self.protocol_command.run(
             ("/bin/sh", "-c", script, "sh", posixpath.normpath(self.path), mode),
-            stdin=io.BytesIO(portion),
+            stdin=stdin,
         )
-        if completed.exit_code != 0:
+        if completed.exit_code != 0 and self.rc == 0:
             said = last_words(completed.stderr).rpartition(": ")[2]
             self.stderr = f"Cannot open file '{self.path}' for download" + (
                 f": {said}" if said else ""

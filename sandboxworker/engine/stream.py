@@ -20,6 +20,8 @@ from sandboxworker.errors import EngineError, EngineRefused, EngineUnreachable
 
 _HEAD_END = b"\r\n\r\n"
 _MAX_HEAD = 64 * 1024
+#: Bytes that one look at the connection takes at most; Twisted's own is 64 KiB.
+_READ_SIZE = 256 * 1024
 _FRAME = struct.Struct(">BxxxI")
 
 
@@ -59,6 +61,7 @@ class EngineStream(protocol.Protocol):
     # Twisted's side
 
     def connectionMade(self) -> None:
+        self.transport.bufferSize = _READ_SIZE
         self.transport.write(self._request)
 
     def dataReceived(self, data: bytes) -> None:
@@ -135,30 +138,31 @@ class EngineStream(protocol.Protocol):
     # the stream
 
     def _deliver(self, data: bytes) -> None:
+        """Frames of one channel that arrived together are given together."""
         if self._tty:
             self._give(data)
             return
-        self._buffer += data
-        while self._receiver is not None and self._next_frame():
-            pass
-
-    def _next_frame(self) -> bool:
-        """Give what is there of the current frame; whether there may be more."""
-        if self._frame_left == 0:
-            if len(self._buffer) < _FRAME.size:
-                return False
-            self._channel, self._frame_left = _FRAME.unpack_from(self._buffer)
-            if self._channel not in (STDOUT, STDERR):
+        data = bytes(self._buffer) + data if self._buffer else data
+        self._buffer.clear()
+        at, parts = 0, list[bytes]()
+        while at < len(data) and self._receiver is not None:
+            if self._frame_left:
+                part = data[at : at + self._frame_left]
+                parts.append(part)
+                at += len(part)
+                self._frame_left -= len(part)
+                continue
+            if len(data) - at < _FRAME.size:
+                self._buffer += data[at:]
+                break
+            channel, self._frame_left = _FRAME.unpack_from(data, at)
+            at += _FRAME.size
+            if channel != self._channel:
+                self._give(b"".join(parts))
+                parts, self._channel = [], channel
+            if channel not in (STDOUT, STDERR):
                 self._garbled()
-                return False
-            del self._buffer[: _FRAME.size]
-        part = bytes(self._buffer[: self._frame_left])
-        if not part:
-            return self._frame_left == 0 and bool(self._buffer)
-        del self._buffer[: len(part)]
-        self._frame_left -= len(part)
-        self._give(part)
-        return bool(self._buffer)
+        self._give(b"".join(parts))
 
     def _garbled(self) -> None:
         """What comes is no frame: nothing that follows can be told apart."""
@@ -168,7 +172,7 @@ class EngineStream(protocol.Protocol):
             receiver.stream_ended(error.ConnectionLost(f"a frame of channel {self._channel} came"))
 
     def _give(self, data: bytes) -> None:
-        if self._receiver is not None:
+        if self._receiver is not None and data:
             self._receiver.stream_received(STDOUT if self._tty else self._channel, data)
 
     # our side (see `interface.Stream`)

@@ -127,10 +127,18 @@ class Raw(BuildStep):
         return SUCCESS if command.rc == 0 else FAILURE
 
 
-def lie(snippet: str) -> Any:
+def lie(snippet: str, after: str = "") -> Any:
     """From here on the tools do this; by a shell that is honest still."""
     text = snippet.replace("'", "'\\''")
-    return shell(f"printf '%s\\n' '{text}' >/tmp/lie", "lie")
+    return shell(f"{after}printf '%s\\n' '{text}' >/tmp/lie", "lie")
+
+
+def lie_of_shells(snippet: str) -> list[Any]:
+    """As `lie`; then a step that takes the shell which was honest before, and waited for it."""
+    return [
+        lie(snippet, after="sleep 2; "),
+        shell("true", "settle", haltOnFailure=False, flunkOnFailure=False),
+    ]
 
 
 HALT = {"haltOnFailure": False}
@@ -190,7 +198,7 @@ async def run_each(master: RealMaster, place: Path, snippet: str) -> dict[str, B
     while waiting:
         batch, waiting = waiting[:AT_ONCE], waiting[AT_ONCE:]
         requests = {
-            command: await master.begin(f"brief-{command}", [READY, lie(snippet), step])
+            command: await master.begin(f"brief-{command}", [READY, *lie_of_shells(snippet), step])
             for command, step in batch
         }
         for command, request in requests.items():
@@ -228,6 +236,10 @@ def reason(build: BuildResult, step: str) -> str:
 #: ``$w`` is the word that tells the end.
 LAUNCH = """case "$T$2" in
 sh"w="*) w=$4$5;;
+sh"printf '%s"*)
+    echo $$
+    IFS= read -r w
+    while IFS= read -r l && [ "$l" != "$w" ]; do :; done;;
 sh*) exec /usr/bin/dash "$@";;
 *) exec "/usr/bin/$T" "$@";;
 esac
@@ -251,7 +263,8 @@ async def test_a_shell_that_lies_about_its_end_fails_every_command(
     master: RealMaster, place: Path, end: str
 ) -> None:
     commands = every_command(place)
-    build = await run(master, "liar", place, [READY, lie(LAUNCH + ENDS[end]), *commands.values()])
+    lies = lie_of_shells(LAUNCH + ENDS[end])
+    build = await run(master, "liar", place, [READY, *lies, *commands.values()])
     for command in commands:
         assert build[command].result == "failure", (command, build.log)
         assert reason(build, command).strip()
@@ -263,7 +276,7 @@ async def test_a_shell_that_does_nothing_and_succeeds_harms_nobody_but_its_build
     master: RealMaster, place: Path
 ) -> None:
     commands = every_command(place)
-    await run(master, "liar", place, [READY, lie(LAUNCH + "exit 0"), *commands.values()])
+    await run(master, "liar", place, [READY, *lie_of_shells(LAUNCH + "exit 0"), *commands.values()])
     assert (place / "file").read_bytes() == b""
     assert not (place / "tree").exists()
     await assert_it_builds_on(master, "liar")

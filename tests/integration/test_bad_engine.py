@@ -281,6 +281,23 @@ async def test_a_command_that_the_engine_never_starts_is_given_up_and_the_build_
     assert (results[0], results[-1]) == ("retry", "success")
 
 
+@pytest.mark.parametrize("how", ["remove", "kill"])
+@pytest_twisted.ensureDeferred
+async def test_a_build_whose_sandbox_is_taken_from_outside_is_tried_again(
+    master: RealMaster, bad: BadEngine, engine_client: Any, how: str
+) -> None:
+    """Whether the command's end or the keeper's is heard of first."""
+    request = await master.begin("w", [shell(HELD, "s")])
+    first = await master.process_runs(engine_client, "tmp/go")
+    if how == "remove":
+        await threads.deferToThread(engine_client.remove_container, first, force=True)
+    else:
+        await threads.deferToThread(engine_client.kill, first)
+    await until(lambda: _is_gone(master, engine_client, first), "end of the first sandbox")
+    let_go(engine_client, await master.process_runs(engine_client, "tmp/go"))
+    assert await ended(master, request) == ["retry", "success"]
+
+
 # ---- when a sandbox has to go --------------------------------------------------------------------
 
 

@@ -152,6 +152,7 @@ async def test_the_gauges_tell_of_this_moment(running: Running) -> None:
         return (
             found.get(at("sandboxes_kept_ready", engine())) == 1
             and found.get(at("sandboxes", engine(), "ready")) == 1
+            and found.get(at("engine_up", engine())) == 1
         )
 
     await until(so, "one ready sandbox, which is kept ready")

@@ -22,8 +22,10 @@ from soak.run import Options, Soak
 @click.option("--builds", default=2000, show_default=True)
 @click.option("--workers", default=8, show_default=True)
 @click.option("--seed", default=1, show_default=True, help="Of everything that is by chance.")
-@click.option("--every", default=5.0, show_default=True, help="Seconds between two hiccups.")
+@click.option("--every", default=12.0, show_default=True, help="Builds between two hiccups.")
 @click.option("--restarts", default=15, show_default=True, help="Every how many is a restart.")
+@click.option("--minutes", default=600.0, help="No build is asked for after so many.")
+@click.option("--max-retries", default=2, show_default=True, help="Of the workers.")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Write the figures there.")
 def main(file: Path | None, **options: Any) -> None:
     """Build a lot in one master while all goes wrong that can, and see what is left."""

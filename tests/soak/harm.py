@@ -26,14 +26,20 @@ def now() -> float:
 
 
 class EngineHarm:
-    """A hiccup of the engine's every few seconds, until it is told to stop.
+    """A hiccup of the engine's every few builds, until it is told to stop.
 
-    ``client``: speaks to the daemon itself; ``daemon`` and ``bad`` are what is harmed.
-    ``every``: seconds between two; every ``restarts``th is one of the whole daemon.
+    ``daemon`` and ``bad`` are what is harmed; ``completed()`` tells how many builds there were.
+    ``every``: builds between two; every ``restarts``th is one of the whole daemon.
     """
 
     def __init__(
-        self, chance: random.Random, daemon: OwnDaemon, bad: BadEngine, every: float, restarts: int
+        self,
+        chance: random.Random,
+        daemon: OwnDaemon,
+        bad: BadEngine,
+        completed: Callable[[], int],
+        every: float,
+        restarts: int,
     ) -> None:
         self.done: list[Harm] = []
         self.times: Counter[str] = Counter()
@@ -41,6 +47,7 @@ class EngineHarm:
         self._chance = chance
         self._daemon = daemon
         self._bad = bad
+        self._completed = completed
         self._every = every
         self._restarts = restarts
         self._hiccups: dict[str, Callable[[], Awaitable[None]]] = {
@@ -79,9 +86,9 @@ class EngineHarm:
             if not self.is_over:
                 await self._do(*self._chance.choice(sorted(chosen.items())))
 
-    async def _wait(self, seconds: float) -> None:
-        give_up = now() + seconds
-        while now() < give_up and not self.is_over:
+    async def _wait(self, builds: float) -> None:
+        enough = self._completed() + builds
+        while self._completed() < enough and not self.is_over:
             await pause(0.1)
 
     async def _do(self, what: str, hiccup: Callable[[], Awaitable[None]]) -> None:

@@ -15,9 +15,15 @@ IMAGE = "sandboxworker/busybox:latest"
 VICTIM, SLEEP = "victim", "sleep 62"
 
 _SIZES = {
-    "disk": "8m", "disk_inodes": 1000, "memory": "48m", "pids": 48, "tmp": "1m", "shm": "1m",
-    "max_output": "512k", "max_step_output": "256k",
-}  # fmt: skip
+    "disk": "8m",
+    "disk_inodes": 1000,
+    "memory": "48m",
+    "pids": 48,
+    "tmp": "1m",
+    "shm": "1m",
+    "max_output": "512k",
+    "max_step_output": "256k",
+}
 POLICIES = SandboxPolicies(
     {
         "plain": SandboxPolicy(IMAGE, max_runtime="10m", **_SIZES),
@@ -41,12 +47,14 @@ class Kind:
     """One kind of build.
 
     ``commands``: a step each; where something is done to it, there is but one.
-    ``result``: Buildbot's word for how it has to end; ``share``: how often it is chosen.
+    ``result``: Buildbot's word for how it has to end; ``ended``: ours (docs/outcomes.md), outcome
+    and cause; ``share``: how often it is chosen.
     """
 
     name: str
     commands: tuple[str, ...]
     result: str
+    ended: str
     share: int
     deed: Deed = Deed.NONE
     policy: str = "plain"
@@ -66,18 +74,31 @@ class Kind:
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("honest", ("echo fine > file", "cat file && test $(cat file) = fine"), "success", 40),
-        Kind("longer", ("sleep 1", "seq 1 2000", "true"), "success", 14),
-        Kind("fails", ("echo no >&2; exit 3",), "failure", 10),
-        Kind("memory", ("tail -c 1000m /dev/zero",), "failure", 5),
-        Kind("forks", ("b() { b | b & }; b; wait; sleep 1; exit 1",), "failure", 4),
-        Kind("floods", ("yes",), "failure", 5),
-        Kind("fills", ("dd if=/dev/zero of=big bs=64k",), "failure", 5),
-        Kind("deadline", ("trap '' TERM; sleep 63",), "failure", 4, policy="brief"),
-        Kind("kills", ("kill -9 -1", "true"), "failure", 4),
-        Kind("stopped", (f"trap '' TERM; {SLEEP}",), "cancelled", 4, Deed.STOP),
-        Kind("killed", (SLEEP,), "failure", 5, Deed.KILL),
+        Kind(
+            "honest",
+            ("echo fine > file", "cat file && test $(cat file) = fine"),
+            "success",
+            "completed",
+            40,
+        ),
+        Kind("longer", ("sleep 1", "seq 1 2000", "true"), "success", "completed", 14),
+        Kind("fails", ("echo no >&2; exit 3",), "failure", "failed: exit", 10),
+        Kind("memory", ("tail -c 1000m /dev/zero",), "failure", "failed: memory", 5),
+        Kind("forks", ("b() { b | b & }; b; wait; sleep 1; exit 1",), "failure", "failed: pids", 4),
+        Kind("floods", ("yes",), "failure", "failed: output", 5),
+        Kind("fills", ("dd if=/dev/zero of=big bs=64k",), "failure", "failed: disk", 5),
+        Kind(
+            "deadline",
+            ("trap '' TERM; sleep 63",),
+            "failure",
+            "failed: deadline",
+            4,
+            policy="brief",
+        ),
+        Kind("kills", ("kill -9 -1", "true"), "failure", "failed: signal", 4),
+        Kind("stopped", (f"trap '' TERM; {SLEEP}",), "cancelled", "stopped", 4, Deed.STOP),
+        Kind("killed", (SLEEP,), "failure", "failed: signal", 5, Deed.KILL),
         # Long enough to be removed at its first try, and to end at its second.
-        Kind("removed", ("sleep 3",), "success", 5, Deed.REMOVE),
+        Kind("removed", ("sleep 3",), "success", "completed", 5, Deed.REMOVE),
     )
-}  # fmt: skip
+}

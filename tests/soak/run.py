@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -21,7 +22,7 @@ from twisted.internet import defer, reactor, threads
 
 from sandboxworker import SandboxLatentWorker
 from sandboxworker.auditfile import FILE, reading
-from soak.counts import counts, memory
+from soak.counts import MIB, counts, memory
 from soak.harm import EngineHarm, kill_victim, now, remove_sandbox
 from soak.kinds import KINDS, POLICIES, VICTIM, Deed, Kind
 from soak.report import Report
@@ -42,6 +43,8 @@ class Options:
     seed: int
     every: float
     restarts: int
+    minutes: float
+    max_retries: int
 
 
 class Soak:
@@ -61,6 +64,14 @@ class Soak:
         self._wanted: dict[int, Wanted] = {}
         self._tries: dict[int, Try] = {}
         self._builders: dict[int, Kind] = {}
+        self._harm = EngineHarm(
+            random.Random(options.seed),
+            daemon,
+            self._bad,
+            lambda: self._completed,
+            options.every,
+            options.restarts,
+        )
         self._deeds: set[defer.Deferred[None]] = set()
         self._completed = 0
         self._samples: list[tuple[float, int, int]] = []
@@ -69,7 +80,10 @@ class Soak:
     async def run(self) -> Report:
         self._bad.up()
         try:
+            on_terminate = signal.getsignal(signal.SIGTERM)
             await self._master.start()
+            # Buildbot's own would end a process that is nothing but a master.
+            signal.signal(signal.SIGTERM, on_terminate)
             await self._listen()
             return await self._soak()
         finally:
@@ -81,13 +95,7 @@ class Soak:
         await self._build([KINDS["honest"]] * warm_up)
         self._fill_pools()
         before = await self._settled({})
-        harm = EngineHarm(
-            random.Random(self._options.seed),
-            self._daemon,
-            self._bad,
-            self._options.every,
-            self._options.restarts,
-        )
+        harm = self._harm
         stall, self._began = Stall().start(), now()
         self._samples.clear()
         harming = defer.ensureDeferred(harm.run())
@@ -104,6 +112,7 @@ class Soak:
             seconds = now() - self._began
             sampling.cancel()
         await defer.DeferredList(list(self._deeds))
+        await self._ask_for_outcomes()
         after = await self._settled(before)
         stall.stop()
         return self._report(seconds, before, after, harm, stall.longest)
@@ -112,13 +121,15 @@ class Soak:
 
     async def _build(self, kinds: list[Kind]) -> None:
         """All of them, with never more waiting than there are workers."""
-        until_now = self._completed
-        for number, kind in enumerate(kinds, 1):
+        asked, give_up = self._completed, now() + 60 * self._options.minutes
+        for kind in kinds:
+            if now() > give_up:
+                break
             await self._master.submit(kind.name)
-            room = until_now + number - 2 * self._options.workers
+            asked += 1
+            room = asked - 2 * self._options.workers
             await until(lambda room=room: self._completed >= room, "a free worker", END_SECONDS)
-        everything = until_now + len(kinds)
-        await until(lambda: self._completed >= everything, "the last builds", END_SECONDS)
+        await until(lambda: self._completed >= asked, "the last builds", END_SECONDS)
 
     async def _listen(self) -> None:
         master = self._master.master
@@ -198,10 +209,29 @@ class Soak:
     def _workers(self) -> list[Any]:
         return list(self._master.master.workers.workers.values())
 
+    async def _ask_for_outcomes(self) -> None:
+        for wanted in self._wanted.values():
+            path = ("builds", wanted.tries[-1].build, "properties")
+            found = await self._master.master.data.get(path)
+            words = [found.get(f"sandbox_{name}", ("",))[0] for name in ("outcome", "cause")]
+            wanted.outcome = ": ".join(word for word in words if word) or "nothing"
+            wanted.wanted_outcome = KINDS[wanted.kind].ended
+
+    def _wrong(self) -> list[str]:
+        """What can be said by now against the requests that have ended."""
+        over = [each for each in self._wanted.values() if each.final]
+        return [
+            line
+            for each in over
+            for line in complaints(each, self._harm.done, self._options.max_retries)
+        ]
+
     async def _sample(self) -> None:
         while True:
-            print(f"{now() - self._began:5.0f} s: {self._completed} builds", file=sys.stderr)
-            self._samples.append((now() - self._began, self._completed, memory()))
+            seconds, size, wrong = now() - self._began, memory(), self._wrong()
+            told = f"{self._completed} builds, {size // MIB} MiB, wrong: {wrong[-3:]}"
+            print(f"{seconds:5.0f} s: {told}", file=sys.stderr)
+            self._samples.append((seconds, self._completed, size))
             await pause(_SAMPLE_SECONDS)
 
     async def _settled(self, wanted: Any) -> Any:
@@ -221,7 +251,9 @@ class Soak:
     def _report(
         self, seconds: float, before: Any, after: Any, harm: EngineHarm, stall: float
     ) -> Report:
-        told = [line for each in self._wanted.values() for line in complaints(each, harm.done)]
+        endless = [
+            f"request {each.request} has no end" for each in self._wanted.values() if not each.final
+        ]
         sandboxes, unclear = _outcomes(self._master.basedir / FILE)
         return Report(
             options=attrs.asdict(self._options),
@@ -240,7 +272,7 @@ class Soak:
             memory=self._samples,
             stall=stall,
             errors=[each for each in self._master.errors if not _is_buildbots_own(each)],
-            complaints=[*told, *unclear],
+            complaints=[*self._wrong(), *endless, *unclear],
         )
 
 

@@ -19,13 +19,13 @@ class Try:
     began: float
     ended: float | None = None
     result: str = ""
-    outcome: str = ""
 
 
 @attrs.define
 class Wanted:
     """One build request: how it has to end, and what became of it.
 
+    ``outcome``: what its last build says of itself, in our words, and ``wanted_outcome``.
     ``removed``: its tries whose sandbox was removed from outside.
     """
 
@@ -34,6 +34,8 @@ class Wanted:
     result: str
     tries: list[Try] = attrs.Factory(list)
     removed: list[int] = attrs.Factory(list)
+    wanted_outcome: str = ""
+    outcome: str = ""
     #: Buildbot's word for the request itself.
     final: str = ""
 
@@ -65,6 +67,8 @@ def complaints(
     for attempt in wanted.tries[:-1]:
         yield from _not_for_nothing(name, wanted, attempt, harms)
     if last.result == wanted.result:
+        if wanted.outcome not in ("", wanted.wanted_outcome):
+            yield f"{name}: it says {wanted.outcome}, and not {wanted.wanted_outcome}"
         return
     if last.result == "exception" and len(wanted.tries) - 1 == max_retries:
         yield from _not_for_nothing(name, wanted, last, harms, "exception")

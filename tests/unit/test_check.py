@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from buildbot.config.master import MasterConfig
 from buildbot.plugins import schedulers, steps, util
+from buildbot.scripts import runner
 from buildbot.worker import Worker
 from click.testing import CliRunner, Result
 
@@ -64,6 +65,20 @@ def test_every_planted_fault_is_found_and_no_other(file: Path) -> None:
 def test_each_rule_has_its_fault_among_the_bad_configurations() -> None:
     everywhere = {name for file in CONFIGS for name in planted(file)}
     assert everywhere == set(RULES) - _NOT_PLANTED
+
+
+def test_what_is_wrong_with_the_sample_that_buildbot_makes_is_found(tmp_path: Path) -> None:
+    """Everybody's first configuration."""
+    sample = Path(runner.__file__).with_name("sample.cfg")
+    shutil.copy(sample, tmp_path / "master.cfg")
+    assert rules_found(tmp_path / "master.cfg") >= {
+        "literal-secret",
+        "password-weak",
+        "web-no-login",
+        "web-no-rules",
+        "web-plain-http",
+        "worker-port-open",
+    }
 
 
 @pytest.mark.skipif(not EXAMPLES, reason="the examples are not part of a wheel")
@@ -148,6 +163,14 @@ def test_what_a_pull_requests_build_triggers_is_reached_too(tmp_path: Path, name
     assert "pull-request-unsandboxed" in _judged(tmp_path, {"github": {}}, [first, deeper], build)
 
 
+def test_a_step_of_the_operators_own_making_is_passed_over(tmp_path: Path) -> None:
+    """Buildbot takes any object that makes steps; what it will make cannot be seen."""
+    all_changes = schedulers.AnyBranchScheduler(name="all", builderNames=["safe", "b"])
+    found = _judged(tmp_path, {"github": {}}, [all_changes], own_step=object())
+    assert "pull-request-unsandboxed" in found
+    assert "log-unlimited" not in found
+
+
 def test_what_nobody_triggers_is_not_reached(tmp_path: Path) -> None:
     first = schedulers.AnyBranchScheduler(name="first", builderNames=["safe"])
     deeper = schedulers.Triggerable(name="deeper", builderNames=["b"])
@@ -156,8 +179,12 @@ def test_what_nobody_triggers_is_not_reached(tmp_path: Path) -> None:
     assert "pull-request-unsandboxed" not in found
 
 
-def _judged(directory: Path, hooks: Any, made: list[Any], build: Any = ()) -> set[str]:
+def _judged(
+    directory: Path, hooks: Any, made: list[Any], build: Any = (), own_step: Any = None
+) -> set[str]:
     """What is found where ``safe`` has a sandbox and ``b`` has none."""
+    factory = util.BuildFactory()
+    factory.steps = [] if own_step is None else [own_step]
     config = {
         "workers": [
             SandboxLatentWorker("s", policy=SandboxPolicy("image:1")),
@@ -167,7 +194,7 @@ def _judged(directory: Path, hooks: Any, made: list[Any], build: Any = ()) -> se
             util.BuilderConfig(
                 name="safe", workernames=["s"], factory=util.BuildFactory(list(build))
             ),
-            util.BuilderConfig(name="b", workernames=["w"], factory=util.BuildFactory()),
+            util.BuilderConfig(name="b", workernames=["w"], factory=factory),
         ],
         "schedulers": [*made, schedulers.ForceScheduler(name="f", builderNames=["safe", "b"])],
         "protocols": {"pb": {"port": "tcp:9989:interface=127.0.0.1"}},
@@ -241,6 +268,8 @@ def test_a_random_password_is_not_weak() -> None:
         'options = {"secret": "abc"}',
         'c["x"]["password"] = "abc"',
         'API_KEY = b"abc"',
+        'dbPassword = "abc"',
+        'f(sshPrivateKey="abc")',
         'steps.Git(repourl="https://ada:lovelace@forge.example/p.git")',
         'steps.Git(repourl=URL, auth_credentials=("ada", "lovelace"))',
         'x = "-----BEGIN OPENSSH PRIVATE KEY-----"',
@@ -259,6 +288,7 @@ def test_a_secret_in_the_text_is_found(line: str) -> None:
         'c["secretsProviders"] = [secrets.SecretInAFile("/srv/secrets")]',
         'key = {"private_key": "/srv/key.pem", "token": None, "password": ""}',
         'token = os.environ["TOKEN"]',
+        'compass = "north"; bypass = "no"; secret_name = "deploy"; tokens = "many"',
         'worker.SandboxLatentWorker("w", "text")',
         'steps.Git(repourl="ssh://git@forge.example:22/p.git")',
         'util.Interpolate("https://ada:%(secret:token)s@forge.example/p.git")',

@@ -223,6 +223,14 @@ def test_volume_with_other_options_is_noticed(option: str) -> None:
     assert [each.setting for each in deviations(request, answer)] == ["HostConfig.Mounts"]
 
 
+def test_times_of_an_images_health_check_are_no_health_check() -> None:
+    answer = faithful()
+    answer["Config"]["Healthcheck"]["Interval"] = 1_000_000_000
+    assert found(answer) == []
+    answer["Config"]["Healthcheck"]["Test"] = ["CMD", "true"]
+    assert found(answer) == ["Healthcheck"]
+
+
 def test_another_image_is_noticed() -> None:
     answer = faithful()
     answer["Image"] = "sha256:" + "1" * 64

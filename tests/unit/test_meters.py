@@ -20,7 +20,7 @@ from sandboxworker.errors import (
     EngineTimeout,
     EngineUnreachable,
 )
-from sandboxworker.meters import Meters
+from sandboxworker.meters import Meters, Now
 
 ENGINE, WORKER = "unix:///e.sock", "pr-1"
 KNOWN = {"engine": ENGINE, "worker": WORKER}
@@ -35,7 +35,8 @@ def at(name: str, *labels: str) -> Key:
 
 
 def meters() -> Meters:
-    return Meters(lambda: [(ENGINE, "ready"), (ENGINE, "ready")], lambda: {ENGINE: 3})
+    living = [(ENGINE, "ready"), (ENGINE, "ready"), (ENGINE, "stuck")]
+    return Meters(Now(lambda: living, lambda: {ENGINE: 3}, lambda: {ENGINE: True}))
 
 
 def samples(made: Meters) -> dict[Key, float]:
@@ -46,6 +47,14 @@ def samples(made: Meters) -> dict[Key, float]:
         for sample in family.samples
         if not sample.name.endswith(("_bucket", "_created"))
     }
+
+
+def test_the_gauges_tell_what_is_so_when_somebody_looks() -> None:
+    found = samples(meters())
+    assert found[at("sandboxes", ENGINE, "ready")] == 2
+    assert found[at("sandboxes", ENGINE, "stuck")] == 1
+    assert found[at("sandboxes_kept_ready", ENGINE)] == 3
+    assert found[at("engine_up", ENGINE)] == 1
 
 
 @pytest.mark.parametrize(

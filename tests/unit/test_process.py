@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from twisted.internet import error
 
-from sandboxworker.launch import Ended, Marked, launch
+from sandboxworker.launch import Ended, Marked, launch, lines, waiting
 
 MARKER = b"\x1eword "
 #: No single word of ours is near this long.
@@ -158,6 +159,89 @@ def launched(
     done = subprocess.run(command, input=stdin or b"", capture_output=True, timeout=60)
     out, err = Marked(MARKER), Marked(MARKER)
     return out.feed(done.stdout), err.feed(done.stderr), out.words, err.words
+
+
+def waited(
+    argv: list[str],
+    directory: str,
+    stdin: bytes | None = None,
+    environ: dict[str, str] | None = None,
+) -> tuple[bytes, bytes, list[str], list[str]]:
+    """What a waiting shell gives, under this machine's own shell, for the lines of a command."""
+    size = None if stdin is None else len(stdin)
+    given = lines("\x1e12345678word", directory, argv, size, environ)
+    assert given is not None
+    done = subprocess.run(
+        waiting("name"),
+        input=given + (stdin or b"") + b"beyond",
+        capture_output=True,
+        timeout=60,
+        env={"PATH": os.environ["PATH"], "HOSTNAME": "h", "LANG": "C.UTF-8"},
+    )
+    pid, _, stdout = done.stdout.partition(b"\n")
+    assert pid.isdigit()
+    marker = b"\x1e12345678word "
+    out, err = Marked(marker), Marked(marker)
+    return out.feed(stdout), err.feed(done.stderr), out.words, err.words
+
+
+class TestWaiting:
+    @given(st.lists(st.text(st.characters(min_codepoint=1, max_codepoint=126)), max_size=6))
+    @settings(max_examples=25)
+    def test_a_command_gets_each_argument_as_it_is(self, words: list[str]) -> None:
+        output, errors, told, _ = waited(["printf", "<%s>", "begin", *words], "/")
+        assert output == "".join(f"<{word}>" for word in ["begin", *words]).encode()
+        assert errors == b""
+        assert told[-1] == "exit 0"
+
+    @given(
+        st.dictionaries(
+            st.from_regex(r"[A-Za-z][A-Za-z0-9_]{0,8}", fullmatch=True),
+            st.text(st.characters(min_codepoint=1, max_codepoint=126)),
+            max_size=6,
+        )
+    )
+    @settings(max_examples=25)
+    def test_a_command_sees_exactly_its_environment(self, environ: dict[str, str]) -> None:
+        environ = {**environ, "PATH": os.environ["PATH"]}
+        if lines("\x1e12345678word", "/", ["env", "-0"], None, environ) is None:
+            return
+        output, _, _, _ = waited(["env", "-0"], "/", None, environ)
+        seen = dict(line.split("=", 1) for line in output.decode().split("\0") if line)
+        seen.pop("_", None)
+        assert seen == environ
+
+    def test_stdin_is_what_follows_its_lines_up_to_the_length_said(self, tmp_path: Path) -> None:
+        data = bytes(range(256)) * 100
+        output, _, told, _ = waited(["cat"], str(tmp_path), data)
+        assert output == data
+        assert told[-1] == "exit 0"
+
+    def test_without_stdin_a_command_reads_none_of_what_follows(self, tmp_path: Path) -> None:
+        output, _, told, _ = waited(["cat"], str(tmp_path))
+        assert output == b""
+        assert told[-1] == "exit 0"
+
+    def test_lines_that_never_end_are_not_run(self, tmp_path: Path) -> None:
+        given = lines("\x1e12345678word", str(tmp_path), ["touch", "made"], None, None)
+        assert given is not None
+        subprocess.run(waiting("name"), input=given[:-5], capture_output=True, timeout=60)
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("argv", "environ"),
+        [
+            pytest.param(["echo", "\u0141"], {}, id="no-ascii"),
+            pytest.param(["echo", "a" * 9000], {}, id="long"),
+            pytest.param(["true"], {"UID": "1"}, id="the-shells-own"),
+            pytest.param(["true"], {"a.b": "1"}, id="no-name-for-a-shell"),
+            pytest.param(["true"], {"A": "\udcff"}, id="no-utf-8"),
+        ],
+    )
+    def test_what_shells_differ_in_is_left_to_a_shell_of_its_own(
+        self, argv: list[str], environ: dict[str, str]
+    ) -> None:
+        assert lines("\x1e12345678word", "/", argv, None, environ) is None
 
 
 class TestLaunch:

@@ -376,7 +376,8 @@ def test_container_is_created_from_the_image_that_was_looked_at(spec: ContainerS
 
 UNSAFE = [
     "LD_PRELOAD", "LD_LIBRARY_PATH", "LD_AUDIT", "ENV", "BASH_ENV", "BASH_FUNC_ls%%", "BASHOPTS",
-    "SHELLOPTS", "IFS", "CDPATH", "PS4", "PROMPT_COMMAND", "HOSTNAME",
+    "SHELLOPTS", "IFS", "CDPATH", "PS4", "PROMPT_COMMAND", "HOSTNAME", "BASH_COMPAT", "GLOBIGNORE",
+    "BASH_XTRACEFD", "BASH_LOADABLES_PATH", "POSIXLY_CORRECT", "TMOUT", "GLIBC_TUNABLES", "PWD",
 ]  # fmt: skip
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ast
 import inspect
+import io
 import re
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import buildbot
@@ -20,6 +22,7 @@ from buildbot.changes.gitpoller import GitPoller
 from buildbot.config.master import MasterConfig
 from buildbot.data import properties as build_properties
 from buildbot.data import workers
+from buildbot.db.model import Model
 from buildbot.master import BuildMaster
 from buildbot.plugins import schedulers
 from buildbot.process import remotecommand
@@ -28,7 +31,7 @@ from buildbot.process.builder import Builder
 from buildbot.process.buildstep import BuildStep
 from buildbot.process.factory import BuildFactory
 from buildbot.process.properties import Interpolate, Properties, Secret
-from buildbot.process.remotetransfer import DirectoryWriter
+from buildbot.process.remotetransfer import DirectoryWriter, FileReader
 from buildbot.steps.download_secret_to_worker import (
     DownloadSecretsToWorker,
     RemoveWorkerFileSecret,
@@ -234,7 +237,7 @@ def test_a_directory_is_unpacked_by_a_method_that_needs_no_reactor() -> None:
 def test_our_buffers_are_upstreams() -> None:
     bot = BotBase("unused")
     assert bot.buffer_size == ours._BUFFER_SIZE
-    assert bot.buffer_timeout == ours._BUFFER_SECONDS
+    assert bot.buffer_timeout == ours.BUFFER_SECONDS
     assert bot.max_line_length == ours._MAX_LINE_LENGTH
     assert bot.newline_re == ours._NEWLINE_RE
 
@@ -449,6 +452,26 @@ def test_a_build_knows_its_number_and_id_before_its_worker_starts() -> None:
     assert start.index("self.buildid, self.number = ") < start.index("substantiate_if_needed")
 
 
+# ---- properties ----------------------------------------------------------------------------------
+
+
+def test_a_builds_properties_are_rows_with_these_columns_and_their_event_has_this_key() -> None:
+    columns = {column.name for column in Model.build_properties.columns}
+    assert columns == {"buildid", "name", "value", "source"}
+    source = inspect.getsource(build_properties.Properties.generateUpdateEvent)
+    assert '("builds", str(buildid), "properties", "update")' in source.replace("'", '"')
+
+
+# ---- what comes next -----------------------------------------------------------------------------
+
+
+def test_a_build_takes_its_next_step_from_the_front_of_its_list() -> None:
+    build = SimpleNamespace(steps=[], conn=object(), terminate=False, stopped=False)
+    build.steps = ["first", "second"]
+    assert Build.getNextStep(build) == "first"
+    assert build.steps == ["second"]
+
+
 # ---- git steps -----------------------------------------------------------------------------------
 
 
@@ -622,3 +645,11 @@ def test_the_limit_on_a_logs_size_is_read_and_enforced_nowhere() -> None:
 
 def test_branches_true_of_a_git_poller_means_branches_alone() -> None:
     assert 'refs=["refs/heads/*"]' in source(GitPoller._get_refs)
+
+
+# ---- files that are sent -------------------------------------------------------------------------
+
+
+def test_a_reader_holds_its_file_where_we_look_for_its_size() -> None:
+    file = io.BytesIO(b"text")
+    assert null.FileReaderProxy(FileReader(file)).impl.fp is file
