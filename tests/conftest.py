@@ -123,7 +123,7 @@ class LeftOver:
 
     def _mounts_left(self) -> list[str]:
         """What is mounted that was not before, unless it may be some other container's."""
-        if self._client.containers():
+        if self._client.containers(all=True):
             return []
         loops = sorted(self._loops_now() - self._loops)
         mounts = sorted(self._mounts_now() - self._mounts)
