@@ -37,6 +37,9 @@ from sandboxworker.sandbox import Owner, Sandbox  # noqa: E402
 from sandboxworker.seccomp import load  # noqa: E402
 from sandboxworker.spec import build_spec  # noqa: E402
 
+#: The OCI runtime of the sandboxes that `make_sandbox` makes, where it is not the engine's own.
+RUNTIME = os.environ.get("SANDBOXWORKER_RUNTIME")
+
 DEBIAN = "sandboxworker/debian:bookworm"
 BUSYBOX = "sandboxworker/busybox:latest"
 
@@ -120,7 +123,7 @@ class LeftOver:
 
     def _mounts_left(self) -> list[str]:
         """What is mounted that was not before, unless it may be some other container's."""
-        if self._client.containers():
+        if self._client.containers(all=True):
             return []
         loops = sorted(self._loops_now() - self._loops)
         mounts = sorted(self._mounts_now() - self._mounts)
@@ -221,7 +224,7 @@ async def make_sandbox(engine: DockerEngine, owner: Owner) -> AsyncIterator[Make
         audit: Any = unheard,
         **policy: Any,
     ) -> Sandbox:
-        wanted = SandboxPolicy(image, **policy)
+        wanted = SandboxPolicy(image, **{"runtime": RUNTIME, **policy})
         spec = build_spec(wanted, await engine.image(image), load(wanted.seccomp))
         sandbox = Sandbox(engine, engine.uids, spec, owner, reactor, audit)
         made.append(sandbox)
