@@ -37,6 +37,9 @@ from sandboxworker.sandbox import Owner, Sandbox  # noqa: E402
 from sandboxworker.seccomp import load  # noqa: E402
 from sandboxworker.spec import build_spec  # noqa: E402
 
+#: The OCI runtime of the sandboxes that `make_sandbox` makes, where it is not the engine's own.
+RUNTIME = os.environ.get("SANDBOXWORKER_RUNTIME")
+
 DEBIAN = "sandboxworker/debian:bookworm"
 BUSYBOX = "sandboxworker/busybox:latest"
 
@@ -221,7 +224,7 @@ async def make_sandbox(engine: DockerEngine, owner: Owner) -> AsyncIterator[Make
         audit: Any = unheard,
         **policy: Any,
     ) -> Sandbox:
-        wanted = SandboxPolicy(image, **policy)
+        wanted = SandboxPolicy(image, **{"runtime": RUNTIME, **policy})
         spec = build_spec(wanted, await engine.image(image), load(wanted.seccomp))
         sandbox = Sandbox(engine, engine.uids, spec, owner, reactor, audit)
         made.append(sandbox)

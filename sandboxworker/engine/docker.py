@@ -50,6 +50,8 @@ T = TypeVar("T")
 
 #: Threads for control calls, for all sandboxes of one engine together.
 MAX_THREADS = 8
+#: Seconds after the last control call until no more than one thread is kept.
+REST_AFTER = 2.0
 #: Seconds for one control call; a start or a removal takes well under one on a sound engine.
 CALL_DEADLINE = 30
 CONNECT_DEADLINE = 10.0
@@ -66,6 +68,7 @@ class DockerEngine:
         self._reactor = reactor
         self._pool = ThreadPool(0, MAX_THREADS, f"sandboxworker {address}")
         self._stop_trigger: Any = None
+        self._rest_call: Any = None
         self._client: Any = None
         self._client_lock = threading.Lock()
         self._relay = SshRelay(address, reactor) if address.is_ssh else None
@@ -228,6 +231,8 @@ class DockerEngine:
         if self._stop_trigger is not None:
             self._reactor.removeSystemEventTrigger(self._stop_trigger)
             self._stop_trigger = None
+            if self._rest_call.active():
+                self._rest_call.cancel()
             # Joining may wait for a hung call; never in the reactor's thread.
             await threads.deferToThread(self._pool.stop)
         if self._client is not None:
@@ -242,6 +247,7 @@ class DockerEngine:
     async def _call(self, call: str, work: Callable[[Any], T]) -> T:
         """Run one SDK call in a thread of ours; answer or raise within `CALL_DEADLINE`."""
         self._start_threads()
+        self._rest_later()
         given_up = threading.Event()
         pending = threads.deferToThreadPool(
             self._reactor, self._pool, self._work, call, work, given_up
@@ -260,6 +266,17 @@ class DockerEngine:
         except EngineUnreachable as error:
             self.health.failed(error)
             raise
+
+    def _rest_later(self) -> None:
+        """Threads that nothing was asked of for a while end, all but one."""
+        if self._rest_call is not None and self._rest_call.active():
+            self._rest_call.reset(REST_AFTER)
+        else:
+            self._rest_call = self._reactor.callLater(REST_AFTER, self._rest)
+
+    def _rest(self) -> None:
+        self._pool.adjustPoolsize(0, 1)
+        self._pool.adjustPoolsize(0, MAX_THREADS)
 
     def _timeout(self, call: str) -> EngineTimeout:
         return EngineTimeout(self.name, call, CALL_DEADLINE)
