@@ -52,23 +52,6 @@ DESTROY_DEADLINE = 30.0
 #: Under a fork bomb at the pids limit one took 0.7 s.
 KILL_DEADLINE = 10.0
 KILL_ATTEMPTS = 5
-#: Seconds that what was killed may take to be gone; 256 processes with little CPU took 1.7.
-DYING_DEADLINE = 5.0
-# Not "kill -s NAME -- PID": busybox knows no "--" there, and dash needs it.
-_KILL = 'kill "-$1" "$2"'
-#: Looks, without a fork, whether any but this shell is left of its user; 3 if so.
-_DYING = 3
-_KILL_ALL = f"""\
-{_KILL} || exit
-i=0
-while [ $i -lt 200 ]; do
-n=0
-for p in /proc/[0-9]*; do if [ -O "$p" ]; then n=$((n + 1)); fi; done 2>/dev/null
-[ $n -gt 1 ] || exit 0
-i=$((i + 1))
-done
-exit {_DYING}
-"""
 #: Seconds within which the keeper's end is heard of, where a killed container has ended with it.
 KEEPER_SECONDS = 0.5
 #: Seconds from the first call to a sandbox that is ready for commands.
@@ -412,15 +395,16 @@ class Sandbox:
         """Kill every process of the build at once, wherever it hides; the keeper stays.
 
         One ``kill -9 -1`` is atomic against forks (kernel: ``kill(2)``, "If pid equals -1"),
-        so it needs no second kill, only to be started, which a fork bomb can hinder.
+        so it needs no second look, only to be started, which a fork bomb can hinder.
         Where it cannot be started the sandbox is lost and destroyed.
-        Processes that are dying still count against the pids limit, and the next command could
-        not fork: hence they are waited for.
         """
         reason: Exception = Hindered(self.id)
         for _ in range(KILL_ATTEMPTS):
             try:
-                if await self._killed():
+                killing = defer.ensureDeferred(self.signal("KILL", -1))
+                killing.addTimeout(KILL_DEADLINE, self.reactor)
+                # 1: there was nobody left to kill.
+                if await killing in (0, 1):
                     return
             except (SandboxGone, defer.CancelledError):
                 return
@@ -430,20 +414,6 @@ class Sandbox:
                 reason = error
             await task.deferLater(self.reactor, 0.2, _nobody)
         self.lose(reason)
-
-    async def _killed(self) -> bool:
-        """Kill once and wait for the end of what was killed; whether the kill was carried out."""
-        give_up = self.reactor.seconds() + DYING_DEADLINE
-        while True:
-            killing = defer.ensureDeferred(self._told(_KILL_ALL, "KILL", -1))
-            killing.addTimeout(KILL_DEADLINE, self.reactor)
-            status = await killing
-            if status != _DYING:
-                # 1: there was nobody left to kill.
-                return status in (0, 1)
-            if self.reactor.seconds() > give_up:
-                return True
-            await task.deferLater(self.reactor, 0.1, _nobody)
 
     async def blame(self, reason: Exception) -> Exception:
         """Why a command did not start, or end, in time: the engine, or what the build runs.
@@ -460,13 +430,10 @@ class Sandbox:
         return Hindered(self.id)
 
     async def signal(self, name: str, pid: int) -> int | None:
-        """Send a signal to a process (negatives: a group); kill's exit code."""
-        return await self._told(_KILL, name, pid)
-
-    async def _told(self, script: str, name: str, pid: int) -> int | None:
-        """The exit code of a script that sends a signal."""
+        """Send a signal to a process (-1: all, other negatives: a group); kill's exit code."""
         over: defer.Deferred[None] = defer.Deferred()
-        argv = ("/bin/sh", "-c", script, "sh", name, str(pid))
+        # Not "kill -s NAME -- PID": busybox knows no "--" there, and dash needs it.
+        argv = ("/bin/sh", "-c", 'kill "-$1" "$2"', "sh", name, str(pid))
         exec_id, stream = await self.exec(argv, _Waiter(over))
         over.addTimeout(KILL_DEADLINE, self.reactor)
         try:

@@ -21,7 +21,7 @@ from sandboxworker.commands.reasons import limits_met
 from sandboxworker.limits import FULL_WORDS, Strike
 from sandboxworker.process import SandboxProcess, spawn_process
 from sandboxworker.redact import Redactor
-from sandboxworker.sandbox import DYING_DEADLINE, KILL_ATTEMPTS, KILL_DEADLINE
+from sandboxworker.sandbox import KILL_ATTEMPTS, KILL_DEADLINE
 from sandboxworker.unexpected import unexpected
 
 #: Updates, of up to 64 KiB each, that may wait for the master to write them, and those that still
@@ -88,7 +88,7 @@ class SandboxRunProcess(RunProcess):
     deferred: defer.Deferred[int] | None
 
     # Longer than the sandbox tries to kill: where that fails it is destroyed, which ends all.
-    BACKUP_TIMEOUT = KILL_ATTEMPTS * (KILL_DEADLINE + DYING_DEADLINE + 1) + 10
+    BACKUP_TIMEOUT = KILL_ATTEMPTS * (KILL_DEADLINE + 1) + 10
 
     def __init__(
         self,

@@ -597,19 +597,6 @@ async def test_paused_endless_flood_can_be_killed(sandbox: Sandbox) -> None:
     assert (await ran(sandbox, "echo later")).stdout == b"later\n"
 
 
-FILL = "while :; do sleep 1000 & done 2>/dev/null"
-
-
-@pytest_twisted.ensureDeferred
-async def test_command_after_a_kill_of_a_full_sandbox_runs(make_sandbox: Any) -> None:
-    sandbox = await make_sandbox(pids=96)
-    for _ in range(4):
-        await ran(sandbox, FILL)
-        await within(SECONDS, sandbox.kill_all())
-        after = await ran(sandbox, "echo $(echo child; ls /build)")
-        assert after == Completed(b"child\n", b"", 0)
-
-
 @pytest_twisted.ensureDeferred
 async def test_closed_outputs_are_not_told_any_more(sandbox: Sandbox) -> None:
     heard, process = spawned(

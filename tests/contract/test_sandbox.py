@@ -35,7 +35,6 @@ from sandboxworker.proof import ask
 from sandboxworker.sandbox import (
     DEADLINE_GRACE,
     DESTROY_DEADLINE,
-    DYING_DEADLINE,
     POST_MORTEM_DEADLINE,
     START_DEADLINE,
     Owner,
@@ -720,16 +719,6 @@ def test_all_processes_of_the_build_are_killed_by_one_command(world: World, stat
     (request,) = world.engine.executed
     assert request.argv[-2:] == ("KILL", "-1")
     assert request.user == sandbox.identity.user
-    assert sandbox.is_ready
-
-
-def test_killed_processes_are_waited_for_and_not_for_ever(world: World) -> None:
-    sandbox = world.ready()
-    world.engine.script = kills(lambda number: Command(status=3 if number < 4 else 0))
-    world.result(sandbox.kill_all(), seconds=3)
-    assert len(world.engine.executed) == 5
-    world.engine.script = kills(lambda _: Command(status=3))
-    world.result(sandbox.kill_all(), seconds=DYING_DEADLINE + 2)
     assert sandbox.is_ready
 
 

@@ -28,7 +28,6 @@ SHORT = (
     "tests/containment/test_debian_kernel.py",
     "tests/containment/test_seccomp_probe.py",
     "tests/contract/test_engine_contract.py::test_running_container_has_used_something",
-    "tests/contract/test_process_in_sandbox.py::test_command_after_a_kill_of_a_full_sandbox_runs",
 )
 #: By this much a container's start is slower there.
 SLOW = 16
