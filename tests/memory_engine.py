@@ -338,6 +338,12 @@ class MemoryEngine:
             self.end_container(container)
         await self._answer("remove")
 
+    async def volumes(self, labels: Mapping[str, str]) -> list[Listed]:
+        return []
+
+    async def remove_volume(self, name: str) -> None:
+        """There is none."""
+
     async def list(self, labels: Mapping[str, str]) -> list[Listed]:
         await self._begin("list")
         return [

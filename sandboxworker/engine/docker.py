@@ -178,6 +178,22 @@ class DockerEngine:
             if error.status not in (404, 409):
                 raise
 
+    async def volumes(self, labels: Mapping[str, str]) -> Sequence[Listed]:
+        filters = {"label": [f"{name}={value}" for name, value in labels.items()]}
+        found = await self._call("list volumes", lambda sdk: sdk.volumes(filters=filters))
+        return [
+            Listed(entry["Name"], entry["Name"], entry.get("Labels") or {}, "")
+            for entry in found.get("Volumes") or ()
+        ]
+
+    async def remove_volume(self, name: str) -> None:
+        try:
+            await self._call("remove volume", lambda sdk: sdk.remove_volume(name))
+        except EngineRefused as error:
+            # 404: gone already; 409: a container has it.
+            if error.status not in (404, 409):
+                raise
+
     async def list(self, labels: Mapping[str, str]) -> list[Listed]:
         filters = {"label": [f"{name}={value}" for name, value in labels.items()]}
         found = await self._call(
