@@ -33,6 +33,8 @@ from masters import (
 #: Seconds between two builds: destruction and refill of the one before are over.
 REST = 1.6
 MB = 1000 * 1000
+#: Workers of the cases that ask how cost grows, and sandboxes that wait at once.
+TOGETHER, GROWTH, IDLE = (1, 4, 16), (1, 16, 64, 256), 200
 
 
 @attrs.frozen
@@ -247,7 +249,7 @@ async def transfer(setting: Setting) -> Outcome:
 async def throughput(setting: Setting) -> Outcome:
     """Short builds a minute with 1, 4 and 16 workers, and the master's CPU seconds for each."""
     rates: dict[str, list[float]] = {}
-    for count in (1, 4, 16):
+    for count in TOGETHER:
         config = configuration(
             KINDS,
             {"one": lambda: [true()]},
@@ -318,11 +320,11 @@ def _descriptors() -> int:
 
 
 async def idle(setting: Setting) -> Outcome:
-    """200 sandboxes that wait: memory, threads and descriptors of the master, memory of engines."""
+    """Many sandboxes that wait: memory, threads, descriptors of the master, memory of engines."""
     told: dict[str, list[float]] = {}
     small = {"memory": "16m", "disk": "1m", "tmp": "1m", "shm": "1m"}
     state: dict[int, tuple[float, float, int, int]] = {}
-    for count in (1, 200):
+    for count in (1, IDLE):
         config = configuration(
             (READY,), {"one": lambda: [true()]}, setting.worker_image, standby=count, **small
         )
@@ -333,11 +335,11 @@ async def idle(setting: Setting) -> Outcome:
             await pause(3)
             gc.collect()
             state[count] = (_memory(), _engine_memory(), threading.active_count(), _descriptors())
-    more = 199
-    note(told, "master's kB a sandbox", (state[200][0] - state[1][0]) / more)
-    note(told, "engine's kB a sandbox", (state[200][1] - state[1][1]) / more)
-    note(told, "master's threads beyond those at 1", state[200][2] - state[1][2])
-    note(told, "master's descriptors a sandbox", (state[200][3] - state[1][3]) / more)
+    more = IDLE - 1
+    note(told, "master's kB a sandbox", (state[IDLE][0] - state[1][0]) / more)
+    note(told, "engine's kB a sandbox", (state[IDLE][1] - state[1][1]) / more)
+    note(told, "master's threads beyond those at 1", state[IDLE][2] - state[1][2])
+    note(told, "master's descriptors a sandbox", (state[IDLE][3] - state[1][3]) / more)
     note(told, "limit", 1.0)
     return Outcome(
         "",
@@ -358,7 +360,7 @@ async def idle(setting: Setting) -> Outcome:
 async def growth(setting: Setting) -> Outcome:
     """What 1 to 256 workers cost a master that builds nothing, and one short build on it."""
     told: dict[str, list[float]] = {}
-    for count in (1, 16, 64, 256):
+    for count in GROWTH:
         for kind in (DEMAND, DOCKER):
             config = configuration(
                 (kind,), {"one": lambda: [true()]}, setting.worker_image, count=count

@@ -187,6 +187,8 @@ async def running(config: dict[str, Any]) -> AsyncIterator[Bench]:
             yield bench
         finally:
             await bench.real.stop()
+            # It does so once more when the reactor stops, and complains that nobody owns it.
+            bench.real.master.disownServiceParent = lambda: defer.succeed(None)
 
 
 def cpu_seconds() -> float:

@@ -11,16 +11,21 @@ import attrs
 from twisted.internet import defer
 
 from sandboxworker import kernelview
-from sandboxworker.engine.interface import Engine, ExecRequest
+from sandboxworker.engine.exitcode import exit_code
+from sandboxworker.engine.interface import STDOUT, Engine, ExecRequest
 from sandboxworker.errors import DiskRefused, ExecFailed, NotConformant
 from sandboxworker.kept import Kept
 from sandboxworker.policy import MIB
 from sandboxworker.spec import ContainerSpec, Disk, Identity, Tmpfs
 
-#: Seconds for one look; an exec takes less than a tenth.
+#: Seconds for one look, which takes a tenth, and for filling a disk, which takes half a second;
+#: under gVisor on a busy machine many times that.
 LOOK_DEADLINE = 20.0
+FILL_DEADLINE = 120.0
 #: Bytes of what is read.
 _LONGEST_LOOK = 4 * MIB
+#: Characters of what is said instead.
+_COMPLAINT = 300
 
 #: What a disk is tried with.
 PROBE_SIZE, PROBE_INODES = 16 * MIB, 256
@@ -115,45 +120,63 @@ def disk_fault(filled: str) -> str:
 
 
 async def ask(
-    engine: Engine, container: str, user: str, argv: tuple[str, ...], reactor: Any
+    engine: Engine,
+    container: str,
+    user: str,
+    argv: tuple[str, ...],
+    reactor: Any,
+    deadline: float = LOOK_DEADLINE,
 ) -> str:
-    """What a command in a new container prints.
+    """What a command in a new container prints, within so many seconds.
 
-    Raises `ExecFailed` where that has no end in time.
+    Raises `ExecFailed` where it has no end in time, none that the engine told, or fails: what a
+    runtime that could not start it complains of comes on the same stream, and is no answer.
     """
-    listener = _Listener()
-    _, stream = await engine.exec(container, ExecRequest(argv, user), listener)
-    listener.over.addTimeout(LOOK_DEADLINE, reactor)
+    listener = _Listener(container[:12])
+    exec_id, stream = await engine.exec(container, ExecRequest(argv, user), listener)
+    listener.over.addTimeout(deadline, reactor)
     try:
         await listener.over
     except defer.TimeoutError:
-        reason = f"a first look has no end within {LOOK_DEADLINE:g} s"
+        reason = f"a first look has no end within {deadline:g} s"
         raise ExecFailed(container[:12], reason) from None
     finally:
         stream.abort()
-    return listener.heard.data.decode(errors="replace")
+    said = listener.heard.data.decode(errors="replace")
+    status = await exit_code(engine, exec_id, reactor)
+    if status != 0:
+        reason = f"a first look ended with {status}: {said.strip()[:_COMPLAINT]}"
+        raise ExecFailed(container[:12], reason)
+    return said
 
 
 class _Listener:
-    """Keeps what a command prints."""
+    """Keeps what a command prints on stdout; what it prints beside may come in between."""
 
-    def __init__(self) -> None:
+    def __init__(self, container: str) -> None:
+        self._container = container
         self.heard = Kept(_LONGEST_LOOK)
         self.over: defer.Deferred[None] = defer.Deferred()
 
     def stream_received(self, channel: int, data: bytes) -> None:
-        self.heard.add(data)
+        if channel == STDOUT:
+            self.heard.add(data)
 
     def stream_ended(self, reason: Exception | None) -> None:
-        if not self.over.called:
+        if self.over.called:
+            return
+        if reason is None:
             self.over.callback(None)
+        else:
+            self.over.errback(ExecFailed(self._container, f"a first look was cut off: {reason}"))
 
 
 async def _inside(engine: Engine, probe: Probe, argv: tuple[str, ...], reactor: Any) -> str:
     """What a command prints in a sandbox made for it."""
     try:
         await probe.start()
-        return await ask(engine, str(probe.container), probe.identity.user, argv, reactor)
+        user = probe.identity.user
+        return await ask(engine, str(probe.container), user, argv, reactor, FILL_DEADLINE)
     finally:
         await probe.destroy()
 

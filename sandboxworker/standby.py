@@ -29,8 +29,8 @@ from sandboxworker.unexpected import unexpected
 LONGEST_WAIT = 1800.0
 #: Sandboxes that are started at once, so that refilling leaves the engine to the builds.
 AT_ONCE = 2
-#: Seconds between a claim and the refill: the build's beginning has the engine for itself.
-REFILL_AFTER = 1.0
+#: Seconds between a claim and the refill: by then a build has begun, and a short one is over.
+REFILL_AFTER = 3.0
 #: Seconds between two looks at what has changed: policies, profiles, images, memory.
 LOOK_SECONDS = 10.0
 #: Seconds until a start is tried again after one that failed: doubled each time, up to the last.

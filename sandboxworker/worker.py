@@ -20,6 +20,7 @@ from sandboxworker.engine.address import EngineAddress, resolve
 from sandboxworker.engine.docker import ENGINES, DockerEngine
 from sandboxworker.errors import (
     Actor,
+    DiskRefused,
     EngineError,
     EngineUnreachable,
     NotDestroyed,
@@ -94,6 +95,7 @@ class SandboxLatentWorker(Reconfigured, AbstractLatentWorker):
             *argument_faults(positional, kwargs),
             *_policy_faults(policy),
             *_engine_faults(engine),
+            *_disk_faults(policy, engine),
             *retries_faults(max_retries),
             *_standby_faults(standby),
         )
@@ -330,6 +332,14 @@ def _policy_faults(policy: Any) -> list[str]:
     faults = [f"policy: {fault}" for fault in policy.faults()]
     profiles = map(_profile_fault, sorted(as_policies(policy).profiles))
     return [*faults, *(f"policy: {fault}" for fault in profiles if fault)]
+
+
+def _disk_faults(policy: Any, engine: Any) -> list[str]:
+    """What is known before any build; the rest is found out with the first one."""
+    if _policy_faults(policy) or _engine_faults(engine) or resolve(engine).is_unix:
+        return []
+    on_disk = any(each.disk_backing == "disk" for each in as_policies(policy).policies.values())
+    return [str(DiskRefused(str(resolve(engine)), "it is on another machine"))] * on_disk
 
 
 def _profile_fault(name: str) -> str | None:

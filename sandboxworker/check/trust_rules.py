@@ -167,7 +167,9 @@ def _log_unlimited(configuration: Configuration) -> Iterator[Found]:
 
 
 def _is_endless(step: Any) -> bool:
-    made = getattr(step, "step_class", object)
+    made = getattr(step, "step_class", None)
+    if made is None:  # Made by a factory of the operator's own, which shows nothing.
+        return False
     has_command = "command" in step.kwargs or hasattr(made, "command")
     return has_command and not step.kwargs.get("max_lines", getattr(made, "max_lines", None))
 

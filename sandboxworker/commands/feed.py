@@ -37,22 +37,32 @@ class Feed:
         self._paused: defer.Deferred[None] | None = None
 
     def begin(self, consumer: Any) -> defer.Deferred[None]:
-        """Send it all to a Twisted consumer; fires when there is nothing more to send."""
+        """Send it all to a Twisted consumer; fires when there is nothing more to send.
+
+        Fails with `EOFError` where it ended early, or with what ``read`` raised.
+        """
         consumer.registerProducer(self, True)
         return defer.ensureDeferred(self._send(consumer))
 
     async def _send(self, consumer: Any) -> None:
         left = self.size
-        while left and not self._is_over:
-            data = await self._read(left)
-            if not data:
+        try:
+            while left and not self._is_over:
+                left -= await self._send_some(consumer, left)
+        finally:
+            if left and not self._is_over:
                 self._give_up()
-                break
-            consumer.write(data)
-            left -= len(data)
-            if self._paused is not None:
-                await self._paused
-        consumer.unregisterProducer()
+            consumer.unregisterProducer()
+
+    async def _send_some(self, consumer: Any, most: int) -> int:
+        """How many bytes. Raises `EOFError` where there are none."""
+        data = await self._read(most)
+        if not data:
+            raise EOFError
+        consumer.write(data)
+        if self._paused is not None:
+            await self._paused
+        return len(data)
 
     def pauseProducing(self) -> None:
         if self._paused is None:

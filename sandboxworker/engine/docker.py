@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
+import attrs
 import docker.errors
 import requests.exceptions
 from twisted.internet import defer, endpoints, ssl, threads
@@ -16,6 +17,7 @@ from twisted.internet.protocol import Factory
 from twisted.python.threadpool import ThreadPool
 
 from sandboxworker.engine.address import EngineAddress
+from sandboxworker.engine.cgroup import memory_peak
 from sandboxworker.engine.cores import Cores
 from sandboxworker.engine.health import Health
 from sandboxworker.engine.interface import (
@@ -50,6 +52,8 @@ T = TypeVar("T")
 
 #: Threads for control calls, for all sandboxes of one engine together.
 MAX_THREADS = 8
+#: Seconds after the last control call until no more than one thread is kept.
+REST_AFTER = 2.0
 #: Seconds for one control call; a start or a removal takes well under one on a sound engine.
 CALL_DEADLINE = 30
 CONNECT_DEADLINE = 10.0
@@ -66,6 +70,7 @@ class DockerEngine:
         self._reactor = reactor
         self._pool = ThreadPool(0, MAX_THREADS, f"sandboxworker {address}")
         self._stop_trigger: Any = None
+        self._rest_call: Any = None
         self._client: Any = None
         self._client_lock = threading.Lock()
         self._relay = SshRelay(address, reactor) if address.is_ssh else None
@@ -101,6 +106,16 @@ class DockerEngine:
     async def ping(self) -> None:
         """Answers if the engine does."""
         await self._call("ping", lambda sdk: sdk.ping())
+
+    async def info(self) -> Mapping[str, Any]:
+        """What the engine says of itself and its kernel."""
+        found: Mapping[str, Any] = await self._call("info", lambda sdk: sdk.info())
+        return found
+
+    async def version(self) -> Mapping[str, Any]:
+        """The versions of the engine and its parts."""
+        found: Mapping[str, Any] = await self._call("version", lambda sdk: sdk.version())
+        return found
 
     async def image(self, reference: str) -> ImageFacts:
         try:
@@ -142,7 +157,11 @@ class DockerEngine:
         stats = await self._call(
             "stats", lambda sdk: sdk.stats(container, stream=False, one_shot=True)
         )
-        return usage_of(stats)
+        usage = usage_of(stats)
+        if usage.memory_peak is None and self.address.is_unix:
+            peak = await self._call("inspect container", lambda sdk: _local_peak(sdk, container))
+            return attrs.evolve(usage, memory_peak=peak)
+        return usage
 
     async def died_of_memory(self, container: str, until: float) -> bool:
         filters = {"container": [container], "event": ["oom", "die"]}
@@ -162,6 +181,22 @@ class DockerEngine:
             )
         except EngineRefused as error:
             # 404: gone already; 409: its removal is under way.
+            if error.status not in (404, 409):
+                raise
+
+    async def volumes(self, labels: Mapping[str, str]) -> Sequence[Listed]:
+        filters = {"label": [f"{name}={value}" for name, value in labels.items()]}
+        found = await self._call("list volumes", lambda sdk: sdk.volumes(filters=filters))
+        return [
+            Listed(entry["Name"], entry["Name"], entry.get("Labels") or {}, "")
+            for entry in found.get("Volumes") or ()
+        ]
+
+    async def remove_volume(self, name: str) -> None:
+        try:
+            await self._call("remove volume", lambda sdk: sdk.remove_volume(name))
+        except EngineRefused as error:
+            # 404: gone already; 409: a container has it.
             if error.status not in (404, 409):
                 raise
 
@@ -202,6 +237,8 @@ class DockerEngine:
         if self._stop_trigger is not None:
             self._reactor.removeSystemEventTrigger(self._stop_trigger)
             self._stop_trigger = None
+            if self._rest_call.active():
+                self._rest_call.cancel()
             # Joining may wait for a hung call; never in the reactor's thread.
             await threads.deferToThread(self._pool.stop)
         if self._client is not None:
@@ -216,6 +253,7 @@ class DockerEngine:
     async def _call(self, call: str, work: Callable[[Any], T]) -> T:
         """Run one SDK call in a thread of ours; answer or raise within `CALL_DEADLINE`."""
         self._start_threads()
+        self._rest_later()
         given_up = threading.Event()
         pending = threads.deferToThreadPool(
             self._reactor, self._pool, self._work, call, work, given_up
@@ -234,6 +272,17 @@ class DockerEngine:
         except EngineUnreachable as error:
             self.health.failed(error)
             raise
+
+    def _rest_later(self) -> None:
+        """Threads that nothing was asked of for a while end, all but one."""
+        if self._rest_call is not None and self._rest_call.active():
+            self._rest_call.reset(REST_AFTER)
+        else:
+            self._rest_call = self._reactor.callLater(REST_AFTER, self._rest)
+
+    def _rest(self) -> None:
+        self._pool.adjustPoolsize(0, 1)
+        self._pool.adjustPoolsize(0, MAX_THREADS)
 
     def _timeout(self, call: str) -> EngineTimeout:
         return EngineTimeout(self.name, call, CALL_DEADLINE)
@@ -408,6 +457,11 @@ def usage_of(stats: Mapping[str, Any]) -> Usage:
         memory_peak=memory.get("max_usage") or None,
         cpu_seconds=None if total is None else round(total / 1e9, 3),
     )
+
+
+def _local_peak(sdk: Any, container: str) -> int | None:
+    """In a thread: the peak of memory, as this machine's kernel has it."""
+    return memory_peak(container, int(sdk.inspect_container(container)["State"]["Pid"]))
 
 
 #: Seconds between the kernel's last kill for memory and the end of a container that it brought.

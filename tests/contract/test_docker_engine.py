@@ -90,6 +90,8 @@ def calls(engine: DockerEngine) -> dict[str, Any]:
         "usage": lambda: engine.usage("x"),
         "remove": lambda: engine.remove("x"),
         "list": lambda: engine.list({}),
+        "volumes": lambda: engine.volumes({}),
+        "remove_volume": lambda: engine.remove_volume("x"),
     }
 
 
@@ -482,3 +484,21 @@ async def test_stream_over_tls_checks_the_engine_by_itself(
 @pytest_twisted.ensureDeferred
 async def test_plain_tcp_to_an_engine_that_speaks_tls_is_refused(tls: TlsEngine) -> None:
     assert isinstance(await failure(tls.engine(None).inspect("x")), EngineError)
+
+
+@pytest_twisted.ensureDeferred
+async def test_threads_that_nothing_is_asked_of_end(
+    engine: DockerEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(docker_engine, "REST_AFTER", 0.2)
+
+    def count() -> int:
+        return sum(str(engine.address) in thread.name for thread in threading.enumerate())
+
+    asking = [defer.ensureDeferred(engine.list({"no": "such"})) for _ in range(6)]
+    await within(60, defer.DeferredList(asking))
+    give_up = reactor.seconds() + 60  # type: ignore[attr-defined]
+    while count() > 1:
+        assert reactor.seconds() < give_up  # type: ignore[attr-defined]
+        await task.deferLater(reactor, 0.05, lambda: None)  # type: ignore[arg-type]
+    assert await engine.list({"no": "such"}) == []

@@ -22,6 +22,7 @@ from sandboxworker.errors import (
     EngineRefused,
     EngineTimeout,
     EngineUnreachable,
+    ExecFailed,
     NoFreeUid,
     NotConformant,
     NotDestroyed,
@@ -30,6 +31,7 @@ from sandboxworker.errors import (
     StartTimeout,
 )
 from sandboxworker.policy import SandboxPolicy
+from sandboxworker.proof import ask
 from sandboxworker.sandbox import (
     DEADLINE_GRACE,
     DESTROY_DEADLINE,
@@ -745,6 +747,19 @@ def test_kill_that_never_answers_is_bounded(world: World) -> None:
     world.result(sandbox.kill_all(), seconds=300)
     world.pump(5)
     assert sandbox.state is State.GONE
+
+
+@pytest.mark.parametrize("status", [1, 126, 127, None])
+def test_complaint_of_a_runtime_is_no_answer_of_a_first_look(
+    world: World, status: int | None
+) -> None:
+    container = world.ready().container
+    words = b"OCI runtime exec failed: exec failed: no such file"
+    world.engine.script = kills(lambda _: Command(stdout=words, status=status))
+    outcome = Outcome(ask(world.engine, str(container), "1:1", ("/bin/look",), world.clock))
+    world.pump(60)
+    with pytest.raises(ExecFailed, match="OCI runtime exec failed" if status else "no end"):
+        outcome.value()
 
 
 def test_exit_code_is_asked_for_until_the_engine_knows_it(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.skipif(
     not EXAMPLES.is_dir(), reason="the examples are not part of a wheel"
 )
 DEPLOY = EXAMPLES / "deploy"
+TRY = [sys.executable, "-c", "from sandboxworker.cli import main; main()", "try"]
 UNIT = DEPLOY / "systemd" / "buildbot-master.service"
 
 
@@ -46,6 +48,25 @@ async def test_the_local_example_starts(engine_client: Any, left_over: Any, tmp_
     async with running_master(tmp_path, config("local"), left_over) as master:
         assert list(master.master.botmaster.builders) == ["check"]
     assert master.errors == []
+
+
+@pytest.mark.engine
+def test_the_local_example_tries_a_work_tree(engine_client: Any, tmp_path: Path) -> None:
+    (tmp_path / "Makefile").write_text("all:\n\t@echo made\ncheck:\n\t@echo checked\n")
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True, timeout=60)
+    done = subprocess.run(
+        [*TRY, "--master-cfg", str(EXAMPLES / "local" / "master.cfg"), "--builder", "check"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert "made" in said
+    assert "checked" in said
 
 
 # ---- deploy --------------------------------------------------------------------------------------

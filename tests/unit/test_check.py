@@ -163,6 +163,14 @@ def test_what_a_pull_requests_build_triggers_is_reached_too(tmp_path: Path, name
     assert "pull-request-unsandboxed" in _judged(tmp_path, {"github": {}}, [first, deeper], build)
 
 
+def test_a_step_of_the_operators_own_making_is_passed_over(tmp_path: Path) -> None:
+    """Buildbot takes any object that makes steps; what it will make cannot be seen."""
+    all_changes = schedulers.AnyBranchScheduler(name="all", builderNames=["safe", "b"])
+    found = _judged(tmp_path, {"github": {}}, [all_changes], own_step=object())
+    assert "pull-request-unsandboxed" in found
+    assert "log-unlimited" not in found
+
+
 def test_what_nobody_triggers_is_not_reached(tmp_path: Path) -> None:
     first = schedulers.AnyBranchScheduler(name="first", builderNames=["safe"])
     deeper = schedulers.Triggerable(name="deeper", builderNames=["b"])
@@ -171,8 +179,12 @@ def test_what_nobody_triggers_is_not_reached(tmp_path: Path) -> None:
     assert "pull-request-unsandboxed" not in found
 
 
-def _judged(directory: Path, hooks: Any, made: list[Any], build: Any = ()) -> set[str]:
+def _judged(
+    directory: Path, hooks: Any, made: list[Any], build: Any = (), own_step: Any = None
+) -> set[str]:
     """What is found where ``safe`` has a sandbox and ``b`` has none."""
+    factory = util.BuildFactory()
+    factory.steps = [] if own_step is None else [own_step]
     config = {
         "workers": [
             SandboxLatentWorker("s", policy=SandboxPolicy("image:1")),
@@ -182,7 +194,7 @@ def _judged(directory: Path, hooks: Any, made: list[Any], build: Any = ()) -> se
             util.BuilderConfig(
                 name="safe", workernames=["s"], factory=util.BuildFactory(list(build))
             ),
-            util.BuilderConfig(name="b", workernames=["w"], factory=util.BuildFactory()),
+            util.BuilderConfig(name="b", workernames=["w"], factory=factory),
         ],
         "schedulers": [*made, schedulers.ForceScheduler(name="f", builderNames=["safe", "b"])],
         "protocols": {"pb": {"port": "tcp:9989:interface=127.0.0.1"}},

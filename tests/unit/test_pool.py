@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from buildbot.config.errors import ConfigErrors, capture_config_errors
 
-from sandboxworker import SandboxPolicy, sandbox_pool
+from sandboxworker import SandboxLatentWorker, SandboxPolicy, sandbox_pool
 from sandboxworker.engine.address import EngineAddress
 
 IMAGE = "sandboxworker/debian:bookworm"
@@ -81,3 +81,10 @@ def test_trusted_policy_is_valid_and_releases_secrets() -> None:
 def test_wrong_number_of_sandboxes_kept_ready_is_a_configuration_error(standby: object) -> None:
     with pytest.raises(ConfigErrors, match=r"standby=.*from 0 to 512"), capture_config_errors(True):
         sandbox_pool("pr", 1, policy=SandboxPolicy(IMAGE), standby=standby)
+
+
+def test_workspace_on_disk_of_another_machine_is_a_configuration_fault() -> None:
+    policy = SandboxPolicy("image", disk_backing="disk")
+    with pytest.raises(ConfigErrors, match="another machine"), capture_config_errors(True):
+        SandboxLatentWorker("w", policy=policy, engine="ssh://ci@build.example.org")
+    SandboxLatentWorker("w", policy=policy, engine="unix:///run/engine.sock")

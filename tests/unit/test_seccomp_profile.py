@@ -77,6 +77,13 @@ class TestFiles:
         for name in seccomp.PACKAGED:
             assert seccomp.load(name) == seccomp.parse((FOLDER / f"{name}.json").read_text(), name)
 
+    def test_have_the_digests_of_their_last_version(self) -> None:
+        head, *lines = (FOLDER / "versions.tsv").read_text().splitlines()
+        versions = [dict(zip(head.split("\t"), line.split("\t"), strict=True)) for line in lines]
+        numbers = [version.pop("version") for version in versions]
+        assert numbers == [str(number + 1) for number in range(len(versions))]
+        assert versions[-1] == {name: seccomp.load(name).digest for name in seccomp.PACKAGED}
+
     def test_every_group_has_a_reason(self) -> None:
         for section in generate.read_sections((FOLDER / "source.ini").read_text()):
             assert section.why.endswith("."), section.title

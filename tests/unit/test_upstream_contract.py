@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import io
 import re
 import textwrap
 from pathlib import Path
@@ -30,7 +31,7 @@ from buildbot.process.builder import Builder
 from buildbot.process.buildstep import BuildStep
 from buildbot.process.factory import BuildFactory
 from buildbot.process.properties import Interpolate, Properties, Secret
-from buildbot.process.remotetransfer import DirectoryWriter
+from buildbot.process.remotetransfer import DirectoryWriter, FileReader
 from buildbot.steps.download_secret_to_worker import (
     DownloadSecretsToWorker,
     RemoveWorkerFileSecret,
@@ -236,7 +237,7 @@ def test_a_directory_is_unpacked_by_a_method_that_needs_no_reactor() -> None:
 def test_our_buffers_are_upstreams() -> None:
     bot = BotBase("unused")
     assert bot.buffer_size == ours._BUFFER_SIZE
-    assert bot.buffer_timeout == ours._BUFFER_SECONDS
+    assert bot.buffer_timeout == ours.BUFFER_SECONDS
     assert bot.max_line_length == ours._MAX_LINE_LENGTH
     assert bot.newline_re == ours._NEWLINE_RE
 
@@ -644,3 +645,11 @@ def test_the_limit_on_a_logs_size_is_read_and_enforced_nowhere() -> None:
 
 def test_branches_true_of_a_git_poller_means_branches_alone() -> None:
     assert 'refs=["refs/heads/*"]' in source(GitPoller._get_refs)
+
+
+# ---- files that are sent -------------------------------------------------------------------------
+
+
+def test_a_reader_holds_its_file_where_we_look_for_its_size() -> None:
+    file = io.BytesIO(b"text")
+    assert null.FileReaderProxy(FileReader(file)).impl.fp is file

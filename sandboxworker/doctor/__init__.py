@@ -1,0 +1,1 @@
+"""What an engine can enforce, proved by doing it."""

@@ -1,0 +1,191 @@
+"""Two sandboxes that try to exceed every limit, and what they tell."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import attrs
+
+from sandboxworker import seccomp
+from sandboxworker.doctor.rows import Facts
+from sandboxworker.errors import EngineUnsupported, NotConformant, SandboxworkerError
+from sandboxworker.policy import SandboxPolicy
+from sandboxworker.process import Completed, run
+from sandboxworker.sandbox import Owner, Sandbox
+from sandboxworker.spec import build_spec
+
+_KIB = 1024
+_DISK, _INODES, _SHM, _PIDS, _NOFILE, _CPUS = 2 * _KIB, 200, _KIB, 64, 256, 0.5
+_CPU_SECONDS = 2
+#: Seconds for each of the scripts below, which take two at most.
+PROBE_SECONDS = 20
+#: What is tolerated beyond a processor share: its periods are 0.1 s long.
+_CPU_SLACK = 1.4
+
+#: What the shell can see by itself, and how far it comes with each limit: lines ``NAME FOUND``.
+_LOOK = f"""\
+p() {{ printf '%s %s\\n' "$1" "$2"; }}
+caps=
+while read -r k v; do
+case $k in
+NoNewPrivs:) p no_new_privs "$v";;
+Seccomp:) p seccomp "$v";;
+Cap*) caps=$caps$v;;
+Uid:) set -- $v; p uid "$1";;
+esac
+done </proc/self/status
+case $caps in *[!0]*) p capabilities "$caps";; *) p capabilities 0;; esac
+if (true >/sandboxworker-probe) 2>/dev/null; then p root possible; else p root refused; fi
+net=
+while read -r l; do case $l in *:*) net="$net,${{l%%:*}}";; esac; done </proc/net/dev
+p network "${{net#,}}"
+p nofile "$(ulimit -Hn)/{_NOFILE}"
+if command -v unshare >/dev/null; then
+if unshare -U true 2>/dev/null; then p namespaces possible; else p namespaces refused; fi
+fi
+fill() {{
+head -c $(($3 * 2048)) /dev/zero >"$2" 2>/dev/null
+p "$1" "$(($(wc -c <"$2") / 1024))/$3"
+rm -f "$2"
+}}
+fill disk ./full {_DISK}
+fill shm /dev/shm/full {_SHM}
+i=0
+while [ "$i" -lt {2 * _INODES} ] && true >"./f$i"; do i=$((i + 1)); done 2>/dev/null
+p inodes "$i/{_INODES}"
+rm -f ./f*
+df -Pk / 2>/dev/null | {{ read -r _; read -r _ _ _ free _; p space "$free"; }}
+"""
+_SPIN = f"""\
+(while :; do :; done) & a=$!
+(while :; do :; done) & b=$!
+sleep {_CPU_SECONDS}
+kill "$a" "$b"
+"""
+_FORK = f"""\
+( i=0; while [ "$i" -lt {3 * _PIDS} ]; do sleep 30 & i=$((i + 1)); echo "$i" >/tmp/n; done ) \\
+2>/dev/null
+read -r n </tmp/n
+echo "pids $n/{_PIDS}"
+"""
+_GROW = "x=$(head -c 300000000 /dev/zero | tr '\\0' a); echo ${#x}"
+
+
+class _Timed:
+    """An engine whose calls are timed, the first of each kind."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self.seconds: dict[str, float] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._engine, name)
+        if name not in ("create", "start", "exec", "remove"):
+            return found
+
+        async def timed(*args: Any, **kwargs: Any) -> Any:
+            begin = time.monotonic()
+            answer = await found(*args, **kwargs)
+            self.seconds.setdefault(name, time.monotonic() - begin)
+            return answer
+
+        return timed
+
+
+@attrs.define
+class _Told:
+    """What has been found out so far."""
+
+    probed: dict[str, str] = attrs.Factory(dict)
+    problem: str = ""
+    deviations: tuple[str, ...] = ()
+
+
+async def examine(engine: Any, image: str, reactor: Any) -> Facts:
+    """Ask the engine, then start two sandboxes, one after the other; nothing of them is left.
+
+    Raises `SandboxworkerError` where the engine does not answer, or has not the image.
+    """
+    begin = time.time()
+    info = await engine.info()
+    skew = _skew(info, (begin + time.time()) / 2)
+    version = await engine.version()
+    timed, told = _Timed(engine), _Told()
+    facts = await engine.image(image)
+    wide = SandboxPolicy(
+        image, memory="64m", disk=f"{_DISK}k", disk_inodes=_INODES, shm=f"{_SHM}k", tmp="4m",
+        pids=_PIDS, nofile=_NOFILE, cpus=_CPUS, max_runtime="2m",
+    )  # fmt: skip
+    narrow = SandboxPolicy(image, memory="16m", disk="1m", shm="1m", tmp="1m", max_runtime="2m")
+    for policy, work in ((wide, _limits), (narrow, _memory)):
+        spec = build_spec(policy, facts, seccomp.load(policy.seccomp))
+        owner = Owner(f"doctor-{secrets.token_hex(8)}")
+        sandbox = Sandbox(timed, engine.uids, spec, owner, reactor)
+        await _within(sandbox, work, told)
+    return Facts(info, version, told.probed, timed.seconds, skew, told.problem, told.deviations)
+
+
+async def _within(sandbox: Sandbox, work: Any, told: _Told) -> None:
+    try:
+        await sandbox.start()
+        told.probed["sandbox"] = "ready"
+        await work(sandbox, told.probed)
+    except EngineUnsupported:
+        raise
+    except NotConformant as error:
+        told.deviations = tuple(dict.fromkeys((*told.deviations, *error.deviations)))
+        told.problem = "no sandbox was used, since settings were not applied"
+    except SandboxworkerError as error:
+        told.problem = str(error)
+    finally:
+        await sandbox.destroy()
+
+
+def _skew(info: Mapping[str, Any], now: float) -> float | None:
+    text = str(info.get("SystemTime") or "")
+    try:
+        # Nanoseconds are more than Python reads.
+        then = datetime.fromisoformat(text[:19] + "+00:00")
+    except ValueError:
+        return None
+    return float(then.timestamp() - int(now)) if text.endswith("Z") else None
+
+
+async def _limits(sandbox: Sandbox, probed: dict[str, str]) -> None:
+    workspace = sandbox.spec.workspace
+    probed.update(_lines(await _shell(sandbox, _LOOK, workspace)))
+    before, begin = (await sandbox.usage()).cpu_seconds, time.monotonic()
+    await _shell(sandbox, _SPIN)
+    after, seconds = (await sandbox.usage()).cpu_seconds, time.monotonic() - begin
+    if before is not None and after is not None:
+        allowed = _CPUS * seconds * _CPU_SLACK
+        probed["cpu"] = f"{after - before:.2f}/{allowed:.2f}"
+    probed.update(_lines(await _shell(sandbox, _FORK)))
+
+
+async def _memory(sandbox: Sandbox, probed: dict[str, str]) -> None:
+    done = await _shell(sandbox, _GROW)
+    survived = done.exit_code == 0
+    probed["memory"] = f"it had {done.stdout.decode().strip()} bytes" if survived else "killed"
+    inspected = await sandbox.engine.inspect(str(sandbox.container)) or {}
+    host = inspected.get("HostConfig") or {}
+    same = host.get("MemorySwap") == host.get("Memory")
+    probed["swap"] = "same" if same and not survived else "swap may be used"
+    told = await sandbox.engine.died_of_memory(str(sandbox.container), time.time())
+    probed["oom"] = str(told).lower()
+
+
+async def _shell(sandbox: Sandbox, script: str, directory: str = "/") -> Completed:
+    running = run(sandbox, ("/bin/sh", "-c", script), directory=directory)
+    # What does not end has told what it had to tell by then.
+    running.addTimeout(PROBE_SECONDS, sandbox.reactor, lambda given_up, _seconds: given_up)
+    return await running
+
+
+def _lines(done: Completed) -> dict[str, str]:
+    pairs = (line.split(" ", 1) for line in done.stdout.decode(errors="replace").splitlines())
+    return {pair[0]: pair[1].strip() for pair in pairs if len(pair) == 2}

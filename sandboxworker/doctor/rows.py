@@ -1,0 +1,307 @@
+"""One row for each thing that an engine must do; judged from what was found (pure)."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import attrs
+
+from sandboxworker.doctor.vulnerable import AS_OF, matches, versions_of
+
+_GIB = 1024**3
+#: Seconds beyond which a row warns.
+SLOW = {"create": 2.0, "start": 3.0, "exec": 2.0, "remove": 5.0}
+_SKEW_SECONDS = 2.0
+
+
+class Status(enum.Enum):
+    """How a row stands; ``UNKNOWN`` where nothing could be found out."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILS = "fails"
+    UNKNOWN = "unknown"
+
+
+@attrs.frozen
+class Row:
+    """``found``: what was seen; ``meaning``: what depends on it; ``fix``: how to mend it."""
+
+    name: str
+    status: Status
+    found: str
+    meaning: str
+    fix: str
+
+
+@attrs.frozen
+class Facts:
+    """``info`` and ``version``: the engine's answers; ``probed``: what the sandboxes told, by
+    name; ``refused``: why none was to be had, with the settings that were not applied."""
+
+    info: Mapping[str, Any]
+    version: Mapping[str, Any]
+    probed: Mapping[str, str] = attrs.field(factory=dict)
+    seconds: Mapping[str, float] = attrs.field(factory=dict)
+    skew: float | None = None
+    problem: str = ""
+    deviations: tuple[str, ...] = ()
+
+
+Judged = tuple[Status, str]
+_KERNEL = "Give the kernel that controller (boot options, kernel configuration), then restart it"
+_PROFILE = "Build the kernel with CONFIG_SECCOMP_FILTER and the engine with seccomp"
+_TMPFS = "Use a runtime that applies size, nr_inodes, uid and gid of a tmpfs"
+
+#: Name: what it means, how to fix it.
+TEXTS: dict[str, tuple[str, str]] = {
+    "sandbox": ("a sandbox starts as asked", "Mend what the row says; see 'sandboxworker try'"),
+    "memory": ("a build cannot use more memory than its policy says", _KERNEL),
+    "swap": ("a build's memory and secrets do not reach the disk",
+             "Boot with swapaccount=1 or cgroup v2, or turn the host's swap off"),
+    "oom": ("a build that is ended for its memory is told so",
+            "Update engine and runtime; builds then fail with signal 9 alone"),
+    "pids": ("a fork bomb stops", _KERNEL),
+    "cpu": ("a build leaves processors to others", _KERNEL),
+    "nofile": ("open files are bounded", "Take the ulimits out of the engine's own settings"),
+    "disk": ("the workspace cannot grow beyond its size", _TMPFS),
+    "inodes": ("the workspace cannot hold more files than it may", _TMPFS),
+    "shm": ("/dev/shm is bounded", _TMPFS),
+    "seccomp": ("dangerous system calls are refused", _PROFILE),
+    "no_new_privs": ("set-uid programs have no effect", "Update the runtime"),
+    "capabilities": ("a build has no capability", "Update the runtime; do not run it privileged"),
+    "uid": ("a build is not root", "Update the runtime"),
+    "namespaces": ("a build makes no user namespace of its own", _PROFILE),
+    "root": ("the image is read-only", "Update the runtime"),
+    "network": ("a build has no network", "Update the engine"),
+    "cgroup": ("limits can be enforced at all",
+               "Run the engine as root, or rootless with the controllers of cgroup v2 delegated"),
+    "users": ("root inside is or is not root outside",
+              "Nothing: a sandbox has no root. userns-remap or rootless are a second wall"),
+    "quota": ("which ways there are to bound a workspace", "Nothing is needed for tmpfs"),
+    "runtimes": ("which OCI runtimes a policy may name", "Add others to the engine's daemon.json"),
+    "clock": ("deadlines in labels mean the same on both sides", "Run a time service on both"),
+    "space": ("the engine can store images and containers", "Free some of its disk"),
+    "versions": ("no version is known to let a build out", "Update what the row names"),
+    **{f"latency {name}": ("builds start quickly", "Look at the engine's host: load, disk, memory")
+       for name in SLOW},
+}  # fmt: skip
+
+#: Which row a setting that was not applied belongs to, by its name; the first that fits.
+_SETTINGS = tuple(
+    (re.compile(pattern, re.IGNORECASE), row)
+    for pattern, row in (
+        ("nonewprivs|no.new.priv", "no_new_privs"),
+        ("seccomp|securityopt", "seccomp"),
+        (r"\bcap(eff|prm|bnd|inh|amb|add|drop)|privileged", "capabilities"),
+        ("pids", "pids"),
+        ("swap", "swap"),
+        ("memory", "memory"),
+        ("cpu", "cpu"),
+        ("open files|nofile|ulimit", "nofile"),
+        ("shm", "shm"),
+        (r"readonly|^/$", "root"),
+        ("tmpfs|^/", "disk"),
+        ("network|interface", "network"),
+        (r"\buids?\b|^user", "uid"),
+    )
+)
+
+
+def judge(facts: Facts) -> list[Row]:
+    """Every row, in the order of `TEXTS`."""
+    return [Row(name, *_judged(name, facts), *texts) for name, texts in TEXTS.items()]
+
+
+def _judged(name: str, facts: Facts) -> Judged:
+    told = [each for each in facts.deviations if _row_of(each) == name]
+    if told:
+        return Status.FAILS, "not applied: " + "; ".join(told)
+    if name.startswith("latency "):
+        return _latency(name.partition(" ")[2], facts)
+    lacking = _lacking(name, facts.info)
+    if lacking:
+        return Status.FAILS, lacking
+    if name in _BY_PROBE and (told_by := facts.probed.get(name)) is not None:
+        return _BY_PROBE[name](told_by, facts)
+    if name in _BY_FACTS:
+        return _BY_FACTS[name](facts)
+    return Status.UNKNOWN, facts.problem or "no sandbox could tell"
+
+
+def _row_of(deviation: str) -> str:
+    setting = deviation.partition(": asked for ")[0].removesuffix(" (as the kernel sees it)")
+    return next((row for pattern, row in _SETTINGS if pattern.search(setting)), "sandbox")
+
+
+#: What an engine says of its own kernel.
+_FLAGS = {"memory": "MemoryLimit", "swap": "SwapLimit", "pids": "PidsLimit", "cpu": "CpuCfsQuota"}
+
+
+def _lacking(name: str, info: Mapping[str, Any]) -> str:
+    flag = _FLAGS.get(name)
+    if flag is not None and info.get(flag) is False:
+        return f"the engine says that its kernel cannot ({flag})"
+    options = " ".join(info.get("SecurityOptions") or ())
+    if name == "seccomp" and info.get("SecurityOptions") is not None and "seccomp" not in options:
+        return "the engine says that it has no seccomp"
+    return ""
+
+
+# ---- by what a sandbox told ----------------------------------------------------------------------
+
+
+def _is(wanted: str, good: str, bad: str) -> Callable[[str, Facts], Judged]:
+    def judged(told: str, _facts: Facts) -> Judged:
+        if told == wanted:
+            return Status.OK, good
+        return Status.FAILS, bad.format(told)
+
+    return judged
+
+
+def _held(what: str) -> Callable[[str, Facts], Judged]:
+    """``told``: how far it came, and how far it may."""
+
+    def judged(told: str, _facts: Facts) -> Judged:
+        reached, _, allowed = told.partition("/")
+        if not reached.isdigit():
+            return Status.UNKNOWN, f"the sandbox told {told!r}"
+        if int(reached) <= int(allowed):
+            return Status.OK, f"stopped at {reached} of {allowed} {what}"
+        return Status.FAILS, f"{reached} {what} were to be had where {allowed} are allowed"
+
+    return judged
+
+
+def _seccomp(told: str, facts: Facts) -> Judged:
+    if told == "2":
+        return Status.OK, "the profile is applied"
+    if "runsc" in str(facts.info.get("DefaultRuntime")):
+        return Status.OK, "gVisor handles system calls itself"
+    return Status.FAILS, f"no filter is applied (Seccomp: {told})"
+
+
+def _cpu(told: str, _facts: Facts) -> Judged:
+    used, _, allowed = told.partition("/")
+    if float(used) <= float(allowed):
+        return Status.OK, f"{used} s used where {allowed} s are allowed"
+    return Status.FAILS, f"{used} s used where {allowed} s are allowed"
+
+
+def _space(told: str, _facts: Facts) -> Judged:
+    if not told.isdigit():
+        return Status.UNKNOWN, "df told nothing"
+    free = int(told) * 1024
+    status = Status.OK if free > 2 * _GIB else Status.WARNING
+    return status, f"{free / _GIB:.1f} GiB are free"
+
+
+def _oom(told: str, _facts: Facts) -> Judged:
+    if told == "true":
+        return Status.OK, "the engine tells it"
+    return Status.WARNING, "the engine did not tell it"
+
+
+_BY_PROBE: dict[str, Callable[[str, Facts], Judged]] = {
+    "sandbox": _is("ready", "it does", "{}"),
+    "memory": _is("killed", "ended when it had used up its memory", "not ended: {}"),
+    "swap": _is("same", "no swap beyond the memory", "{}"),
+    "oom": _oom,
+    "pids": _held("processes"),
+    "cpu": _cpu,
+    "nofile": _held("open files"),
+    "disk": _held("KiB"),
+    "inodes": _held("files"),
+    "shm": _held("KiB"),
+    "seccomp": _seccomp,
+    "no_new_privs": _is("1", "it is set", "it is {}"),
+    "capabilities": _is("0", "none", "it has {}"),
+    "uid": lambda told, _: (Status.FAILS if told == "0" else Status.OK, f"uid {told}"),
+    "namespaces": _is("refused", "refused", "unshare was {}"),
+    "root": _is("refused", "nothing can be written", "a write was {}"),
+    "network": _is("lo", "loopback alone", "interfaces: {}"),
+    "space": _space,
+}
+
+
+# ---- by what the engine says ---------------------------------------------------------------------
+
+
+def _cgroup(facts: Facts) -> Judged:
+    driver, version = facts.info.get("CgroupDriver"), facts.info.get("CgroupVersion", "1")
+    if driver in (None, "", "none"):
+        return Status.FAILS, "the engine has no cgroup driver: it accepts limits and enforces none"
+    return Status.OK, f"version {version}, driver {driver}"
+
+
+def _users(facts: Facts) -> Judged:
+    options = " ".join(facts.info.get("SecurityOptions") or ())
+    ways = [way for way in ("rootless", "userns") if f"name={way}" in options]
+    return Status.OK, " and ".join(ways) or "the engine is root's, without user namespaces"
+
+
+def _quota(facts: Facts) -> Judged:
+    status = dict(facts.info.get("DriverStatus") or ())
+    backing = status.get("Backing Filesystem", "unknown")
+    return Status.OK, f"tmpfs; images on {facts.info.get('Driver')} over {backing}"
+
+
+def _runtimes(facts: Facts) -> Judged:
+    names = ", ".join(sorted(facts.info.get("Runtimes") or ())) or "none told"
+    return Status.OK, f"{names}; default {facts.info.get('DefaultRuntime')}"
+
+
+def _clock(facts: Facts) -> Judged:
+    if facts.skew is None:
+        return Status.UNKNOWN, "the engine does not tell its time"
+    status = Status.OK if abs(facts.skew) <= _SKEW_SECONDS else Status.WARNING
+    return status, f"{abs(facts.skew):.1f} s apart"
+
+
+def _versions(facts: Facts) -> Judged:
+    found = matches(versions_of(facts.version))
+    certain = [each for each in found if each.is_certain]
+    if certain:
+        return Status.FAILS, "; ".join(f"{each} ({each.known.reference})" for each in certain)
+    if found:
+        names = "; ".join(
+            f"{each.known.product} {each.version}: {each.known.name}" for each in found
+        )
+        return Status.WARNING, f"{names}, unless the distribution has mended it"
+    return Status.OK, f"none of the {AS_OF} table"
+
+
+def _latency(name: str, facts: Facts) -> Judged:
+    seconds = facts.seconds.get(name)
+    if seconds is None:
+        return Status.UNKNOWN, facts.problem or "not measured"
+    return (Status.OK if seconds <= SLOW[name] else Status.WARNING), f"{seconds:.3f} s"
+
+
+def _sandbox(facts: Facts) -> Judged:
+    """Why none was to be had is told by the rows of the settings, where there are such."""
+    if any(_row_of(each) != "sandbox" for each in facts.deviations):
+        return Status.UNKNOWN, facts.problem
+    return Status.FAILS, facts.problem or "none could be started"
+
+
+_BY_FACTS: dict[str, Callable[[Facts], Judged]] = {
+    "sandbox": _sandbox,
+    "cgroup": _cgroup,
+    "users": _users,
+    "quota": _quota,
+    "runtimes": _runtimes,
+    "clock": _clock,
+    "versions": _versions,
+}
+
+
+def worst(rows: list[Row]) -> Iterator[Status]:
+    """Each status that occurs, the worst first."""
+    for status in (Status.FAILS, Status.WARNING, Status.UNKNOWN, Status.OK):
+        if any(row.status is status for row in rows):
+            yield status

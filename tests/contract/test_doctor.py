@@ -1,0 +1,160 @@
+"""``sandboxworker doctor`` on a real engine, and on ones that are crippled on purpose."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import pytest
+import pytest_twisted
+from conftest import BUSYBOX, DEBIAN
+from memory_engine import within
+from twisted.internet import reactor
+
+from sandboxworker.doctor.probe import examine
+from sandboxworker.doctor.rows import Facts, Status, judge
+from sandboxworker.engine.docker import DockerEngine
+
+SECONDS = 120.0
+
+
+class Crippled:
+    """The real engine behind somebody who drops settings of the create request.
+
+    ``lies``: whether its inspect answer tells what was asked for nevertheless.
+    """
+
+    def __init__(self, engine: DockerEngine, lies: bool, **changed: Any) -> None:
+        self._engine = engine
+        self._lies = lies
+        self._changed = changed
+        self._asked: Mapping[str, Any] = {}
+        self.said: dict[str, Mapping[str, Any]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    async def create(self, name: str, body: Mapping[str, Any]) -> Any:
+        self._asked = body["HostConfig"]
+        host = {**self._asked, **self._changed}
+        created = await self._engine.create(name, {**body, "HostConfig": host})
+        return attrs.evolve(created, warnings=()) if self._lies else created
+
+    async def inspect(self, container: str) -> Any:
+        found = await self._engine.inspect(container)
+        if found is None or not self._lies:
+            return found
+        told = {name: self._asked[name] for name in self._changed}
+        return {**found, "HostConfig": {**found["HostConfig"], **told}}
+
+    async def version(self) -> Mapping[str, Any]:
+        return self.said.get("version") or await self._engine.version()
+
+    async def info(self) -> Mapping[str, Any]:
+        return {**await self._engine.info(), **self.said.get("info", {})}
+
+
+def failing(facts: Facts) -> dict[str, str]:
+    return {row.name: row.found for row in judge(facts) if row.status is Status.FAILS}
+
+
+@pytest_twisted.ensureDeferred
+async def test_good_engine_holds_every_limit(engine: DockerEngine) -> None:
+    rows = judge(await within(SECONDS, examine(engine, DEBIAN, reactor)))
+    assert {row.name: row.found for row in rows if row.status is Status.FAILS} == {}
+    assert {row.name for row in rows if row.status is Status.UNKNOWN} <= {"namespaces"}
+    assert {row.name for row in rows if row.status is Status.WARNING} <= {
+        "versions", "space", "latency create", "latency start", "latency exec", "latency remove"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "rows"),
+    [
+        ({"SecurityOpt": ["no-new-privileges", "seccomp=unconfined"]}, {"seccomp"}),
+        (
+            {
+                "CapDrop": [],
+                "PidsLimit": 4096,
+                "ReadonlyRootfs": False,
+                "Ulimits": [{"Name": "nofile", "Soft": 4096, "Hard": 4096}],
+            },
+            {"capabilities", "pids", "root", "nofile"},
+        ),
+    ],
+    ids=["seccomp", "several"],
+)
+@pytest_twisted.ensureDeferred
+async def test_engine_that_lies_about_a_setting_is_found_out(
+    engine: DockerEngine, changed: dict[str, Any], rows: set[str]
+) -> None:
+    crippled = Crippled(engine, True, **changed)
+    found = failing(await within(SECONDS, examine(crippled, DEBIAN, reactor)))
+    assert set(found) == rows, found
+
+
+@pytest_twisted.ensureDeferred
+async def test_engine_that_drops_a_setting_is_told_and_nothing_runs_there(
+    engine: DockerEngine,
+) -> None:
+    crippled = Crippled(engine, False, PidsLimit=None)
+    facts = await within(SECONDS, examine(crippled, BUSYBOX, reactor))
+    assert "PidsLimit" in failing(facts)["pids"]
+    assert facts.probed == {}
+
+
+@pytest_twisted.ensureDeferred
+async def test_old_runtime_and_missing_controller_are_named(engine: DockerEngine) -> None:
+    crippled = Crippled(engine, False)
+    crippled.said = {
+        "version": {"Components": [{"Name": "runc", "Version": "1.0.0-rc6"}]},
+        "info": {"MemoryLimit": False, "SwapLimit": False},
+    }
+    found = failing(await within(SECONDS, examine(crippled, BUSYBOX, reactor)))
+    assert set(found) == {"versions", "memory", "swap"}
+    assert "CVE-2019-5736" in found["versions"]
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+def command(*arguments: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-c", "from sandboxworker.cli import main; main()", "doctor", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.engine
+def test_command_tells_all_rows_as_json(engine_client: Any) -> None:
+    code, out, _ = command("--json", "--image", BUSYBOX)
+    told = json.loads(out)
+    assert (code, told["exit_code"]) == (0, 0), out
+    assert {row["name"] for row in told["rows"]} > {"memory", "seccomp", "versions"}
+    assert all(row["meaning"] and row["fix"] for row in told["rows"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--nope"], "No such option"),
+        (["--engine", "unix:///nowhere.sock"], "does not answer"),
+        (["--image", "no/such:image"], "is not on the engine"),
+        (["--engine", "tcp://192.0.2.1:1"], "plain TCP"),
+    ],
+)
+def test_wrong_uses_are_one_message_and_125(
+    engine_client: Any, arguments: list[str], said: str
+) -> None:
+    code, out, err = command(*arguments)
+    assert (code, out) == (125, "")
+    assert said in err
