@@ -22,7 +22,9 @@ from buildbot.changes.gitpoller import GitPoller
 from buildbot.config.master import MasterConfig
 from buildbot.data import properties as build_properties
 from buildbot.data import workers
+from buildbot.db.logs import LogsConnectorComponent
 from buildbot.db.model import Model
+from buildbot.db.pool import DBThreadPool
 from buildbot.master import BuildMaster
 from buildbot.plugins import schedulers
 from buildbot.process import remotecommand
@@ -32,6 +34,8 @@ from buildbot.process.buildstep import BuildStep
 from buildbot.process.factory import BuildFactory
 from buildbot.process.properties import Interpolate, Properties, Secret
 from buildbot.process.remotetransfer import DirectoryWriter, FileReader
+from buildbot.scripts.upgrade_master import upgradeDatabase
+from buildbot.steps import transfer as transfer_steps
 from buildbot.steps.download_secret_to_worker import (
     DownloadSecretsToWorker,
     RemoveWorkerFileSecret,
@@ -326,6 +330,34 @@ def test_the_steps_for_secrets_name_the_files_by_arguments_that_we_know() -> Non
 def test_a_factory_keeps_its_steps_as_class_and_arguments() -> None:
     (kept,) = BuildFactory([BuildStep(name="s")]).steps
     assert (kept.step_class, kept.args, kept.kwargs) == (BuildStep, (), {"name": "s"})
+
+
+def test_a_factorys_step_is_made_by_a_method_that_can_be_stood_before() -> None:
+    (kept,) = BuildFactory([BuildStep(name="s")]).steps
+    made = kept.buildStep()
+    assert made.name == "s"
+    assert made.get_step_factory() is kept
+
+
+@pytest.mark.parametrize(
+    ("step", "place"),
+    [
+        (transfer_steps.FileUpload("a", "here"), "masterdest"),
+        (transfer_steps.DirectoryUpload("a", "here"), "masterdest"),
+        (transfer_steps.MultipleFileUpload(["a"], "here"), "masterdest"),
+        (transfer_steps.FileDownload("here", "a"), "mastersrc"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_a_transfer_renders_its_place_on_the_master_when_it_runs(step: Any, place: str) -> None:
+    assert getattr(step, place) == "here"
+    assert place in type(step).renderables
+
+
+def test_a_throw_away_master_has_its_database_made_and_let_go_of() -> None:
+    assert parameters(upgradeDatabase) == ["config", "master_cfg"]
+    assert callable(DBThreadPool.stop)
+    assert parameters(LogsConnectorComponent.getLogLines) == ["logid", "first_line", "last_line"]
 
 
 def test_renderables_tell_the_secrets_that_they_will_ask_for() -> None:
