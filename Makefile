@@ -8,7 +8,7 @@ ARGS ?= $(TOXARGS)
 # Ends a recipe's first line: the commands after it speak to the engine that `make engine` names.
 with_engine = export DOCKER_HOST="$$(scripts/engine url)"
 
-.PHONY: help setup engine engine-stop images demo test soak bench profile docs clean
+.PHONY: help setup engine engine-stop images demo test soak vm vm-short bench profile docs clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -43,6 +43,14 @@ profile: images ## where a master under load spends its time
 soak: images ## build by the thousand while all goes wrong: make soak ARGS="--builds 2000 --seed 1"
 	@scripts/setup tests
 	@$(with_engine); PYTHONPATH=tests .venv/bin/python -m soak $(ARGS)
+
+vm: images ## run tests in a virtual machine with Debian's kernel: make vm ARGS="--minutes 60 -- tests/containment"
+	@scripts/setup vm
+	@$(with_engine); .venv/bin/tox run -e vm -- $(ARGS)
+
+vm-short: images ## the short selection of it, as CI runs it
+	@scripts/setup vm
+	@$(with_engine); .venv/bin/tox run -e vm-short
 
 docs: setup ## make the documents as a site, in .tox/docs/site
 	@.venv/bin/tox run -e docs

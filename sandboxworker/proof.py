@@ -11,6 +11,7 @@ import attrs
 from twisted.internet import defer
 
 from sandboxworker import kernelview
+from sandboxworker.engine.exitcode import exit_code
 from sandboxworker.engine.interface import STDOUT, Engine, ExecRequest
 from sandboxworker.errors import DiskRefused, ExecFailed, NotConformant
 from sandboxworker.kept import Kept
@@ -23,6 +24,8 @@ LOOK_DEADLINE = 20.0
 FILL_DEADLINE = 120.0
 #: Bytes of what is read.
 _LONGEST_LOOK = 4 * MIB
+#: Characters of what is said instead.
+_COMPLAINT = 300
 
 #: What a disk is tried with.
 PROBE_SIZE, PROBE_INODES = 16 * MIB, 256
@@ -126,10 +129,11 @@ async def ask(
 ) -> str:
     """What a command in a new container prints, within so many seconds.
 
-    Raises `ExecFailed` where that has no end in time, or none that the engine told.
+    Raises `ExecFailed` where it has no end in time, none that the engine told, or fails: what a
+    runtime that could not start it complains of comes on the same stream, and is no answer.
     """
     listener = _Listener(container[:12])
-    _, stream = await engine.exec(container, ExecRequest(argv, user), listener)
+    exec_id, stream = await engine.exec(container, ExecRequest(argv, user), listener)
     listener.over.addTimeout(deadline, reactor)
     try:
         await listener.over
@@ -138,7 +142,12 @@ async def ask(
         raise ExecFailed(container[:12], reason) from None
     finally:
         stream.abort()
-    return listener.heard.data.decode(errors="replace")
+    said = listener.heard.data.decode(errors="replace")
+    status = await exit_code(engine, exec_id, reactor)
+    if status != 0:
+        reason = f"a first look ended with {status}: {said.strip()[:_COMPLAINT]}"
+        raise ExecFailed(container[:12], reason)
+    return said
 
 
 class _Listener:

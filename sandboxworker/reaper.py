@@ -142,7 +142,22 @@ class Reaper:
         self._unreachable.discard(engine.name)
         self._note_those_that_went(engine, {each.container.id for each in found})
         due = [each for each in found if self._is_due(each)]
-        return await self.reap(engine, due[:SWEEP_LIMIT])
+        reaped = await self.reap(engine, due[:SWEEP_LIMIT])
+        await self.tidy_volumes(engine)
+        return reaped
+
+    async def tidy_volumes(self, engine: Engine) -> None:
+        """Remove the records of workspaces on disk that an engine kept when it was killed.
+
+        They hold nothing: the disk went with its container. What fails waits for the next sweep.
+        """
+        try:
+            listed = await engine.volumes({f"{LABEL}.master": self._master})
+            for volume in listed[:SWEEP_LIMIT]:
+                if not self._is_owned(volume):
+                    await engine.remove_volume(volume.id)
+        except EngineError as error:
+            self._cannot_ask(engine, error)
 
     def _cannot_ask(self, engine: Engine, error: EngineError) -> None:
         if engine.name not in self._unreachable:

@@ -13,6 +13,7 @@ from twisted.internet import defer, task
 
 from sandboxworker.audit import Audit, Event, unheard
 from sandboxworker.conformance import deviations
+from sandboxworker.engine.exitcode import STATUS_DEADLINE, exit_code
 from sandboxworker.engine.interface import (
     Created,
     Engine,
@@ -51,8 +52,6 @@ DESTROY_DEADLINE = 30.0
 #: Under a fork bomb at the pids limit one took 0.7 s.
 KILL_DEADLINE = 10.0
 KILL_ATTEMPTS = 5
-#: Seconds for the exit code to be known after a command's stream has ended.
-STATUS_DEADLINE = 5.0
 #: Seconds within which the keeper's end is heard of, where a killed container has ended with it.
 KEEPER_SECONDS = 0.5
 #: Seconds from the first call to a sandbox that is ready for commands.
@@ -446,17 +445,8 @@ class Sandbox:
         return await self.exec_status(exec_id)
 
     async def exec_status(self, exec_id: str) -> int | None:
-        """The exit code of a command whose stream has ended; None if the engine does not know.
-
-        The engine closes the stream a moment before it notes the exit code.
-        """
-        pause, give_up = 0.005, self.reactor.seconds() + STATUS_DEADLINE
-        status = await self.engine.exec_status(exec_id)
-        while status is None and self.reactor.seconds() < give_up:
-            await task.deferLater(self.reactor, pause, _nobody)
-            pause = min(pause * 2, 0.5)
-            status = await self.engine.exec_status(exec_id)
-        return status
+        """The exit code of a command whose stream has ended; None if the engine does not know."""
+        return await exit_code(self.engine, exec_id, self.reactor, STATUS_DEADLINE)
 
     async def still_runs(self) -> bool:
         """Whether it has outlived a command that was killed; lost if not.
@@ -515,7 +505,9 @@ class Sandbox:
         Fails with `NotDestroyed` if the engine does not confirm; a further call tries again.
         """
         if self._destroying is None or self.state is State.STUCK:
-            self._destroying = defer.ensureDeferred(self._destroy())
+            # There before it begins: who hears of it may ask for it as well.
+            self._destroying = defer.Deferred()
+            defer.ensureDeferred(self._destroy()).chainDeferred(self._destroying)
         return follow(self._destroying)
 
     def _destroy_unasked(self) -> None:

@@ -14,10 +14,11 @@ import secrets
 
 from twisted.internet import defer
 
+from sandboxworker.engine.exitcode import STATUS_DEADLINE
 from sandboxworker.engine.interface import STDOUT, Stream, StreamReceiver
 from sandboxworker.errors import EngineError, SandboxGone
 from sandboxworker.launch import waiting
-from sandboxworker.sandbox import STATUS_DEADLINE, Sandbox
+from sandboxworker.sandbox import Sandbox
 from sandboxworker.unexpected import unexpected
 
 #: Seconds that a command waits for a shell that was begun and does not wait yet.

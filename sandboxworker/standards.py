@@ -316,7 +316,7 @@ _ELSEWHERE: tuple[tuple[str, str, str, str], ...] = (
     (THREATS, "T11", "lies in answers and files", "tests/containment/test_lying_tools.py"),
     (THREATS, "T17", "builds that starve the service", "tests/integration/test_builds.py"),
     (THREATS, "T19", "a build chooses its own policy", "buildbot checkconfig"),
-    (THREATS, "T20", "known faults of the engine", "the engine's version, which no sandbox shows"),
+    (THREATS, "T20", "known faults of the engine", "sandboxworker doctor, without --sandbox"),
 )
 
 

@@ -247,7 +247,7 @@ class _ToEngine(protocol.Protocol):
         self._is_held = False
         self._fault: Fault | None = None
         self._left: int | None = None
-        self._input_is_over = False
+        self._input_is_over = self._output_is_over = False
         self._is_over = False
 
     # towards the engine
@@ -280,6 +280,13 @@ class _ToEngine(protocol.Protocol):
         self.transport.write(data)
         if self._input_is_over:
             self.transport.loseWriteConnection()
+            self._close_if_over()
+
+    def _close_if_over(self) -> None:
+        """Twisted does not close what is half-closed on both sides."""
+        if self._input_is_over and self._output_is_over:
+            self._client.transport.loseConnection()
+            self.transport.loseConnection()
 
     def give_up(self) -> None:
         self._is_over = True
@@ -316,7 +323,9 @@ class _ToEngine(protocol.Protocol):
             self.give_up()
 
     def readConnectionLost(self) -> None:
+        self._output_is_over = True
         self._client.transport.loseWriteConnection()
+        self._close_if_over()
 
     def writeConnectionLost(self) -> None:
         """We said it ourselves."""

@@ -28,6 +28,8 @@ _NOTED = _TESTS.parent / ".engine" / "host"
 if not os.environ.get("DOCKER_HOST") and _NOTED.is_file():
     os.environ["DOCKER_HOST"] = _NOTED.read_text().strip()
 
+from slow import SLOW  # noqa: E402
+
 from sandboxworker import shells  # noqa: E402
 from sandboxworker.audit import unheard  # noqa: E402
 from sandboxworker.engine.address import resolve  # noqa: E402
@@ -36,6 +38,9 @@ from sandboxworker.policy import SandboxPolicy  # noqa: E402
 from sandboxworker.sandbox import Owner, Sandbox  # noqa: E402
 from sandboxworker.seccomp import load  # noqa: E402
 from sandboxworker.spec import build_spec  # noqa: E402
+
+#: The OCI runtime of the sandboxes that `make_sandbox` makes, where it is not the engine's own.
+RUNTIME = os.environ.get("SANDBOXWORKER_RUNTIME")
 
 DEBIAN = "sandboxworker/debian:bookworm"
 BUSYBOX = "sandboxworker/busybox:latest"
@@ -49,6 +54,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "engine" in getattr(item, "fixturenames", ()):
             item.add_marker("engine")
+        if SLOW > 1:
+            item.add_marker(pytest.mark.timeout(_time_limit(item) * SLOW), append=False)
+
+
+def _time_limit(item: pytest.Item) -> float:
+    """In seconds, as the test's own marker has it, or pyproject.toml."""
+    marker = item.get_closest_marker("timeout")
+    return float(marker.args[0] if marker else item.config.getini("timeout"))
 
 
 def loop_files(folder: str = "/") -> set[str]:
@@ -221,7 +234,7 @@ async def make_sandbox(engine: DockerEngine, owner: Owner) -> AsyncIterator[Make
         audit: Any = unheard,
         **policy: Any,
     ) -> Sandbox:
-        wanted = SandboxPolicy(image, **policy)
+        wanted = SandboxPolicy(image, **{"runtime": RUNTIME, **policy})
         spec = build_spec(wanted, await engine.image(image), load(wanted.seccomp))
         sandbox = Sandbox(engine, engine.uids, spec, owner, reactor, audit)
         made.append(sandbox)

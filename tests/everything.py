@@ -20,7 +20,10 @@ import pytest
 from sandboxworker.engine.address import resolve
 
 #: Files are kept whole: their tests share masters.
-BESIDE_EACH_OTHER = ("--numprocesses=2", "--dist=loadfile", "--max-worker-restart=4")
+BESIDE_EACH_OTHER = (
+    *("--numprocesses=2", "--dist=loadfile", "--max-worker-restart=4"),
+    *("--durations=40", "--durations-min=5"),
+)
 ALONE = ("--last-failed", "--last-failed-no-failures=none")
 
 

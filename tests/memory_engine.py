@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 import attrs
+from slow import SLOW
 from twisted.internet import defer, task
 
 from sandboxworker.engine.cores import Cores
@@ -47,7 +48,7 @@ async def within(seconds: float, waited_for: Awaitable[T]) -> T:
     else:
         assert isinstance(waited_for, Coroutine)
         result = defer.ensureDeferred(waited_for)
-    result.addTimeout(seconds, reactor)  # type: ignore[arg-type]
+    result.addTimeout(seconds * SLOW, reactor)  # type: ignore[arg-type]
     return await result
 
 
@@ -337,6 +338,12 @@ class MemoryEngine:
         if not self.deaf:
             self.end_container(container)
         await self._answer("remove")
+
+    async def volumes(self, labels: Mapping[str, str]) -> list[Listed]:
+        return []
+
+    async def remove_volume(self, name: str) -> None:
+        """There is none."""
 
     async def list(self, labels: Mapping[str, str]) -> list[Listed]:
         await self._begin("list")

@@ -24,6 +24,7 @@ from buildbot.plugins import steps, util
 from buildbot.process.factory import BuildFactory
 from buildbot.process.results import Results
 from buildbot.schedulers.triggerable import Triggerable
+from slow import SLOW
 from twisted.internet import defer, reactor, task
 from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
@@ -398,7 +399,7 @@ def pause(seconds: float = _PAUSE) -> defer.Deferred[None]:
 
 async def until(condition: Callable[[], Any], what: str, seconds: float = BUILD_DEADLINE) -> None:
     """Wait until a condition (a function, or one that gives an awaitable) holds; bounded."""
-    give_up = reactor.seconds() + seconds
+    give_up = reactor.seconds() + seconds * SLOW
     while True:
         holds = condition()
         if hasattr(holds, "__await__"):

@@ -70,6 +70,8 @@ def collect(basedir: Path, engine: str | None, audit_file: Path | None, *, dry_r
             if found and not dry_run:
                 _begin(file)
                 containers = _results(found, await reaper.reap(opened, found))
+            if not dry_run:
+                await reaper.tidy_volumes(opened)
             return Result(opened.name, master, is_living(basedir), tuple(containers))
         finally:
             await opened.close()

@@ -9,6 +9,8 @@ from typing import Any, TypeVar, cast
 from twisted.internet import defer, task
 from twisted.python.failure import Failure
 
+from sandboxworker.errors import SandboxworkerError
+
 T = TypeVar("T")
 
 
@@ -22,6 +24,8 @@ def react(main: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
 
     with contextlib.suppress(SystemExit):  # What it exits with says no more than `ended`.
         task.react(started)
+    if not ended:  # A signal stopped the reactor.
+        raise SandboxworkerError("interrupted")
     if isinstance(ended[0], Failure):
         ended[0].raiseException()
     return cast(T, ended[0])

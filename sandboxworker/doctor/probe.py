@@ -21,6 +21,8 @@ from sandboxworker.spec import build_spec
 _KIB = 1024
 _DISK, _INODES, _SHM, _PIDS, _NOFILE, _CPUS = 2 * _KIB, 200, _KIB, 64, 256, 0.5
 _CPU_SECONDS = 2
+#: Seconds for each of the scripts below, which take two at most.
+PROBE_SECONDS = 20
 #: What is tolerated beyond a processor share: its periods are 0.1 s long.
 _CPU_SLACK = 1.4
 
@@ -178,7 +180,10 @@ async def _memory(sandbox: Sandbox, probed: dict[str, str]) -> None:
 
 
 async def _shell(sandbox: Sandbox, script: str, directory: str = "/") -> Completed:
-    return await run(sandbox, ("/bin/sh", "-c", script), directory=directory)
+    running = run(sandbox, ("/bin/sh", "-c", script), directory=directory)
+    # What does not end has told what it had to tell by then.
+    running.addTimeout(PROBE_SECONDS, sandbox.reactor, lambda given_up, _seconds: given_up)
+    return await running
 
 
 def _lines(done: Completed) -> dict[str, str]:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
+import attrs
 import docker.errors
 import requests.exceptions
 from twisted.internet import defer, endpoints, ssl, threads
@@ -16,6 +17,7 @@ from twisted.internet.protocol import Factory
 from twisted.python.threadpool import ThreadPool
 
 from sandboxworker.engine.address import EngineAddress
+from sandboxworker.engine.cgroup import memory_peak
 from sandboxworker.engine.cores import Cores
 from sandboxworker.engine.health import Health
 from sandboxworker.engine.interface import (
@@ -155,7 +157,11 @@ class DockerEngine:
         stats = await self._call(
             "stats", lambda sdk: sdk.stats(container, stream=False, one_shot=True)
         )
-        return usage_of(stats)
+        usage = usage_of(stats)
+        if usage.memory_peak is None and self.address.is_unix:
+            peak = await self._call("inspect container", lambda sdk: _local_peak(sdk, container))
+            return attrs.evolve(usage, memory_peak=peak)
+        return usage
 
     async def died_of_memory(self, container: str, until: float) -> bool:
         filters = {"container": [container], "event": ["oom", "die"]}
@@ -175,6 +181,22 @@ class DockerEngine:
             )
         except EngineRefused as error:
             # 404: gone already; 409: its removal is under way.
+            if error.status not in (404, 409):
+                raise
+
+    async def volumes(self, labels: Mapping[str, str]) -> Sequence[Listed]:
+        filters = {"label": [f"{name}={value}" for name, value in labels.items()]}
+        found = await self._call("list volumes", lambda sdk: sdk.volumes(filters=filters))
+        return [
+            Listed(entry["Name"], entry["Name"], entry.get("Labels") or {}, "")
+            for entry in found.get("Volumes") or ()
+        ]
+
+    async def remove_volume(self, name: str) -> None:
+        try:
+            await self._call("remove volume", lambda sdk: sdk.remove_volume(name))
+        except EngineRefused as error:
+            # 404: gone already; 409: a container has it.
             if error.status not in (404, 409):
                 raise
 
@@ -435,6 +457,11 @@ def usage_of(stats: Mapping[str, Any]) -> Usage:
         memory_peak=memory.get("max_usage") or None,
         cpu_seconds=None if total is None else round(total / 1e9, 3),
     )
+
+
+def _local_peak(sdk: Any, container: str) -> int | None:
+    """In a thread: the peak of memory, as this machine's kernel has it."""
+    return memory_peak(container, int(sdk.inspect_container(container)["State"]["Pid"]))
 
 
 #: Seconds between the kernel's last kill for memory and the end of a container that it brought.

@@ -7,7 +7,7 @@ reactor and push back when their reader or writer is slow.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import attrs
@@ -183,6 +183,12 @@ class Engine(Protocol):
 
     async def remove(self, container: str) -> None:
         """Ask for a container's end, by force. It may still be there on return."""
+
+    async def volumes(self, labels: Mapping[str, str]) -> Sequence[Listed]:
+        """The volumes that carry all these labels; id and name are the same."""
+
+    async def remove_volume(self, name: str) -> None:
+        """Remove a volume, unless a container has it."""
 
     async def list(self, labels: Mapping[str, str]) -> list[Listed]:
         """The containers, also stopped ones, that carry all these labels."""

@@ -17,6 +17,7 @@ from conftest import loop_files
 from memory_engine import within
 from twisted.internet import reactor, task
 
+from sandboxworker.audit import unheard
 from sandboxworker.engine.address import EngineAddress
 from sandboxworker.engine.docker import DockerEngine
 from sandboxworker.engine.loopdisk import file_size, make
@@ -24,6 +25,7 @@ from sandboxworker.errors import DiskFull, DiskRefused
 from sandboxworker.policy import MIB, TIB
 from sandboxworker.process import run
 from sandboxworker.proof import PROBE_INODES, PROBE_SIZE, disk_fault
+from sandboxworker.reaper import Reaper
 
 SECONDS = 90.0
 
@@ -251,3 +253,19 @@ def test_disk_whose_limit_does_not_hold_is_told(filled: str, word: str) -> None:
 
 def test_disk_whose_limits_hold_has_no_fault() -> None:
     assert disk_fault(f"bytes {PROBE_SIZE - 9000}\nfiles {PROBE_INODES + 5}") == ""
+
+
+@pytest_twisted.ensureDeferred
+async def test_record_that_an_engine_kept_is_removed_and_no_other_masters(
+    engine: DockerEngine, engine_client: Any, owner: Any
+) -> None:
+    ours, others = (
+        engine_client.create_volume(labels={"sandboxworker.master": master})["Name"]
+        for master in (owner.master, f"not-{owner.master}")
+    )
+    try:
+        await within(SECONDS, Reaper(owner.master, reactor, unheard).sweep(engine))
+        assert ours not in volumes(engine_client)
+        assert others in volumes(engine_client)
+    finally:
+        engine_client.remove_volume(others)

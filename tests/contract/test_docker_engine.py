@@ -90,6 +90,8 @@ def calls(engine: DockerEngine) -> dict[str, Any]:
         "usage": lambda: engine.usage("x"),
         "remove": lambda: engine.remove("x"),
         "list": lambda: engine.list({}),
+        "volumes": lambda: engine.volumes({}),
+        "remove_volume": lambda: engine.remove_volume("x"),
     }
 
 

@@ -322,6 +322,8 @@ async def test_running_container_has_used_something(world: World) -> None:
     usage = await world.engine.usage(container)
     assert usage.cpu_seconds is not None
     assert usage.cpu_seconds > 0
+    assert usage.memory_peak is not None
+    assert usage.memory_peak > 0
 
 
 # ---- the end -----------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from sandboxworker.errors import (
     EngineRefused,
     EngineTimeout,
     EngineUnreachable,
+    ExecFailed,
     NoFreeUid,
     NotConformant,
     NotDestroyed,
@@ -30,6 +31,7 @@ from sandboxworker.errors import (
     StartTimeout,
 )
 from sandboxworker.policy import SandboxPolicy
+from sandboxworker.proof import ask
 from sandboxworker.sandbox import (
     DEADLINE_GRACE,
     DESTROY_DEADLINE,
@@ -464,6 +466,15 @@ def test_destroying_shuts_the_streams_first_and_tells_their_receivers(world: Wor
     assert not any(stream.is_open for stream in container.streams)
 
 
+def test_a_receiver_that_hears_of_the_destroying_may_ask_for_it_as_well(world: World) -> None:
+    sandbox, receiver, asked = world.ready(), Recorder(), []
+    receiver.ended.addCallback(lambda _: asked.append(Outcome(sandbox.destroy())))
+    world.result(sandbox.exec(SLEEP, receiver))
+    world.result(sandbox.destroy())
+    assert [outcome.value() for outcome in asked] == [None]
+    assert world.states().count("destroying") == 1
+
+
 def test_destroying_during_the_start_waits_for_the_call_under_way(world: World) -> None:
     gate: defer.Deferred[None] = defer.Deferred()
     world.engine.gates["start"] = gate
@@ -745,6 +756,19 @@ def test_kill_that_never_answers_is_bounded(world: World) -> None:
     world.result(sandbox.kill_all(), seconds=300)
     world.pump(5)
     assert sandbox.state is State.GONE
+
+
+@pytest.mark.parametrize("status", [1, 126, 127, None])
+def test_complaint_of_a_runtime_is_no_answer_of_a_first_look(
+    world: World, status: int | None
+) -> None:
+    container = world.ready().container
+    words = b"OCI runtime exec failed: exec failed: no such file"
+    world.engine.script = kills(lambda _: Command(stdout=words, status=status))
+    outcome = Outcome(ask(world.engine, str(container), "1:1", ("/bin/look",), world.clock))
+    world.pump(60)
+    with pytest.raises(ExecFailed, match="OCI runtime exec failed" if status else "no end"):
+        outcome.value()
 
 
 def test_exit_code_is_asked_for_until_the_engine_knows_it(world: World) -> None:

@@ -23,6 +23,7 @@ from real_master import (
     shell,
     until,
 )
+from twisted.internet import defer
 
 from sandboxworker import SandboxLatentWorker, SandboxPolicy
 
@@ -281,6 +282,25 @@ async def test_memory_that_is_no_process_s_kills_the_keeper_and_fails_the_build(
     sandbox = build.properties["sandbox_id"]
     told = [entry["event"] for entry in master.audit if entry.get("sandbox") == sandbox]
     assert "sandbox.lost" in told  # The keeper did die.
+
+
+class Deaf(buildstep.BuildStep):
+    """A step on the master's side that nothing ends."""
+
+    name = "deaf"
+
+    def run(self) -> Any:
+        return defer.Deferred()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_step_on_the_master_that_does_not_end_keeps_no_build_past_its_deadline(
+    master: RealMaster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sandboxworker.ending.FINISH_DEADLINE", 5.0)
+    build = await ended(master, "brief", [Deaf()])
+    assert build.result == "failure"
+    assert words(build) == ("failed", "deadline", ["max_runtime"])
 
 
 # ---- what others do to it ------------------------------------------------------------------------

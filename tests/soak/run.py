@@ -22,6 +22,7 @@ from twisted.internet import defer, reactor, threads
 
 from sandboxworker import SandboxLatentWorker
 from sandboxworker.auditfile import FILE, reading
+from sandboxworker.sandbox import LIVING
 from soak.counts import MIB, counts, memory
 from soak.harm import EngineHarm, kill_victim, now, remove_sandbox
 from soak.kinds import KINDS, POLICIES, VICTIM, Deed, Kind
@@ -30,7 +31,8 @@ from soak.verdict import Try, Wanted, complaints
 
 #: Seconds for the last builds, and for all that they leave to be gone.
 END_SECONDS = 600.0
-SETTLE_SECONDS = 25.0
+#: A call that hangs is given up after 30 s, and then the sandbox is asked for again.
+SETTLE_SECONDS = 100.0
 _SAMPLE_SECONDS = 10.0
 #: Builds for each worker before the first count: what is made once is made by then.
 _WARM_UP = 3
@@ -242,7 +244,8 @@ class Soak:
 
         async def is_settled() -> bool:
             found = await look()
-            return not found["containers"] and all(found[name] <= wanted[name] for name in wanted)
+            few = all(found[name] <= wanted[name] for name in wanted)
+            return few and not found["containers"] and not LIVING
 
         with contextlib.suppress(AssertionError):  # What is left is told.
             await until(is_settled, "all to be gone", SETTLE_SECONDS)
@@ -308,7 +311,9 @@ def _outcomes(audit: Path) -> tuple[Counter[str], list[str]]:
     ends: dict[str, list[str]] = {}
     gone: Counter[str] = Counter()
     for entry in reading(audit):
-        sandbox = entry["sandbox"]
+        sandbox = entry.get("sandbox")
+        if sandbox is None:  # A build that got none.
+            continue
         if entry["event"] == "sandbox.created":
             made.add(sandbox)
         if entry["event"] == "sandbox.ready":

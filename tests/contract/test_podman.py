@@ -1,0 +1,113 @@
+"""Podman's Docker-compatible socket: it is refused by name, and this is why."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import docker
+import docker.errors
+import pytest
+import pytest_twisted
+from conftest import BUSYBOX
+from memory_engine import within
+from twisted.internet import reactor
+
+from sandboxworker.engine.address import EngineAddress
+from sandboxworker.engine.docker import DockerEngine, image_facts
+from sandboxworker.errors import EngineUnsupported
+from sandboxworker.policy import SandboxPolicy
+from sandboxworker.seccomp import load
+from sandboxworker.spec import Identity, build_spec, create_body
+
+SECONDS = 60.0
+
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.skipif(
+        shutil.which("podman") is None or os.geteuid() != 0, reason="only root, with podman"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def podman(engine_client: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a Podman of this module's own, with the small image."""
+    folder = tmp_path_factory.mktemp("podman")
+    url = f"unix://{folder}/s"
+    command = [
+        "podman", "--root", folder / "root", "--runroot", folder / "run",
+        "--tmpdir", folder / "tmp",
+        "--cgroup-manager=cgroupfs", "--storage-driver=vfs", "--runtime=runc",
+        "system", "service", "--time=0", url,
+    ]  # fmt: skip
+    with (folder / "log").open("w") as log:
+        service = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log)
+    try:
+        client = _client(url)
+        client.load_image(b"".join(engine_client.get_image(BUSYBOX)))
+        client.close()
+        yield url
+    finally:
+        service.terminate()
+        service.wait(SECONDS)
+
+
+def _client(url: str) -> Any:
+    place, deadline = Path(url.removeprefix("unix://")), time.monotonic() + SECONDS
+    while not place.exists():
+        assert time.monotonic() < deadline, "podman makes no socket"
+        time.sleep(0.1)
+    return docker.APIClient(base_url=url, version="auto", timeout=SECONDS)
+
+
+@pytest_twisted.ensureDeferred
+async def test_podman_is_refused_by_name(podman: str) -> None:
+    engine = DockerEngine(EngineAddress(podman), reactor)
+    try:
+        for call in (engine.image(BUSYBOX), engine.list({}), engine.ping()):
+            with pytest.raises(EngineUnsupported, match=r"Podman Engine [0-9]"):
+                await within(SECONDS, call)
+    finally:
+        await within(SECONDS, engine.close())
+
+
+def test_commands_say_so_in_one_line(podman: str, tmp_path: Path) -> None:
+    for words in (["doctor", "--engine", podman], ["try", "--engine", podman, "--", "true"]):
+        done = subprocess.run(
+            [sys.executable, "-c", "from sandboxworker.cli import main; main()", *words],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        assert done.returncode == 125
+        assert "is Podman Engine" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_what_a_sandbox_asks_for_is_not_to_be_had(podman: str) -> None:
+    """A version that takes it all would let this test fail, and the refusal be thought over."""
+    client = _client(podman)
+    try:
+        (found,) = client.images()
+        reference = found["RepoTags"][0]
+        facts = image_facts(reference, client.inspect_image(reference))
+        spec = build_spec(SandboxPolicy(reference), facts, load("build"))
+        body = create_body(spec, Identity("sandboxworker-probe", 20001, 20001))
+        with pytest.raises(docker.errors.APIError, match="opening seccomp profile failed"):
+            client.create_container_from_config(body, "whole")
+        unfiltered = json.loads(json.dumps(body))
+        unfiltered["HostConfig"]["SecurityOpt"] = ["no-new-privileges"]
+        with pytest.raises(docker.errors.APIError, match='unknown mount option "nr_inodes='):
+            client.create_container_from_config(unfiltered, "unfiltered")
+    finally:
+        client.close()

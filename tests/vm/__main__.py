@@ -1,0 +1,167 @@
+"""Runs tests in the virtual machine: ``python -m tests.vm [options] [-- pytest's arguments]``."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+import docker
+import docker.errors
+
+from sandboxworker.engine.address import resolve
+
+from . import disks, machine, packages
+from .console import Console, Outcome
+from .disks import Failed, say
+
+IMAGES = ("sandboxworker/debian:bookworm", "sandboxworker/busybox:latest")
+#: What the machine is there for, and what else can be told of a kernel or an engine.
+EVERYTHING = ("tests/containment", "tests/contract", "tests/integration/test_sandbox_inside.py")
+SHORT = (
+    "tests/containment/test_debian_kernel.py",
+    "tests/containment/test_seccomp_probe.py",
+    "tests/contract/test_engine_contract.py::test_running_container_has_used_something",
+)
+#: By this much a container's start is slower there.
+SLOW = 16
+NO_ENGINE = 120
+_PREPARE = """\
+mkfs.xfs -q -f /dev/vdb && docker_engine || return 1
+for archive in /dev/vd[e-z]; do
+    docker load --quiet --input "$archive" || return 1
+done
+kill "$(cat /run/dockerd.pid)"
+wait
+umount /var/lib/docker
+"""
+_TESTS = """\
+docker_engine || return {no_engine}
+cd /payload/project || return 1
+export SANDBOXWORKER_SLOW={slow} SANDBOXWORKER_VM=1 PYTHONDONTWRITEBYTECODE=1
+pytest -p no:cacheprovider {arguments} </dev/null 2>&1
+"""
+_READ_ONLY, _FORGOTTEN, _WRITTEN = "readonly=on", "snapshot=on,cache=unsafe", "cache=unsafe"
+
+
+def main(arguments: Sequence[str]) -> int:
+    wanted = _parser().parse_args(arguments)
+    missing = _missing()
+    if missing:
+        print(f"error: {missing}", file=sys.stderr)
+        return 1
+    try:
+        return _run(wanted)
+    except Failed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the machine is off", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.vm",
+        description="Run tests in a virtual machine with Debian's own kernel.",
+    )
+    parser.add_argument("--short", action="store_true", help="a small selection, for every run")
+    parser.add_argument("--minutes", type=float, help="until the machine is switched off")
+    parser.add_argument("--image", action="append", default=[], help="one more image to take along")
+    parser.add_argument("--make-only", action="store_true", help="make the disks and run nothing")
+    parser.add_argument("tests", nargs="*", help="pytest's arguments; options of it behind --")
+    return parser
+
+
+def _missing() -> str | None:
+    """What stands in the way, and what to do about it."""
+    if not packages.is_possible():
+        return "the virtual machine is made for x86-64 alone"
+    tools = (machine.PROGRAM, "mmdebstrap", "mkfs.ext4", "setpriv")
+    path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    lacking = [tool for tool in tools if shutil.which(tool, path=path) is None]
+    return f"not installed: {', '.join(lacking)}; run: scripts/setup vm" if lacking else None
+
+
+def _run(wanted: argparse.Namespace) -> int:
+    started = time.monotonic()
+    system = disks.system()
+    data = _data(system, [*IMAGES, *wanted.image])
+    say(f"the machine's disks are there after {time.monotonic() - started:.0f} s")
+    if wanted.make_only:
+        return 0
+    selected = wanted.tests or (SHORT if wanted.short else EVERYTHING)
+    task = _TESTS.format(slow=SLOW, no_engine=NO_ENGINE, arguments=shlex.join(selected))
+    minutes = wanted.minutes or (10 if wanted.short else 180)
+    say(f"starting the machine: pytest {shlex.join(selected)} (at most {minutes:g} min)")
+    return _tell(*_boot(system, data, task, minutes * 60, with_project=True))
+
+
+def _data(system: Path, tags: Sequence[str]) -> Path:
+    def prepare(data: Path, archives: list[Path]) -> None:
+        say("starting the machine to load the images into its engine")
+        more = [(archive, _READ_ONLY) for archive in archives]
+        outcome, code = _boot(system, data, _PREPARE, 600, more, keeps_data=True)
+        if outcome is not Outcome.FINISHED or code:
+            raise Failed(f"the machine's engine did not load the images ({outcome.words}, {code})")
+
+    try:
+        client = docker.APIClient(**resolve(None).sdk_arguments(), timeout=600)
+        try:
+            return disks.data(client, tags, prepare)
+        finally:
+            client.close()
+    except docker.errors.DockerException as error:
+        raise Failed(f"the engine does not give its images ({error}); run: make images") from None
+
+
+def _boot(
+    system: Path,
+    data: Path,
+    task: str,
+    seconds: float,
+    more: Sequence[tuple[Path, str]] = (),
+    *,
+    keeps_data: bool = False,
+    with_project: bool = False,
+) -> tuple[Outcome, int | None]:
+    """One run of the machine: how it went, and the exit code that it told."""
+    word = secrets.token_hex(12)
+    with (
+        disks.payload(word, task, with_project=with_project) as (payload, swap),
+        (disks.CACHE / "console.log").open("w") as log,
+    ):
+        console = Console(word, lambda line: _show(line, log))
+        drives = (
+            (system / "root.img", _FORGOTTEN),
+            (data, _WRITTEN if keeps_data else _FORGOTTEN),
+            (payload, _READ_ONLY),
+            (swap, _WRITTEN),
+            *more,
+        )
+        outcome = machine.run(machine.command(system, drives), console, seconds)
+        return outcome, console.code
+
+
+def _show(line: str, log: TextIO) -> None:
+    print(line, flush=True)
+    print(line, file=log, flush=True)
+
+
+def _tell(outcome: Outcome, code: int | None) -> int:
+    if outcome is not Outcome.FINISHED or code is None:
+        print(f"error: {outcome.words}; all that it said: .cache/vm/console.log", file=sys.stderr)
+        return outcome.value
+    if code == NO_ENGINE:
+        print("error: the machine's container engine did not start", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
