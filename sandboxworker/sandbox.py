@@ -505,7 +505,9 @@ class Sandbox:
         Fails with `NotDestroyed` if the engine does not confirm; a further call tries again.
         """
         if self._destroying is None or self.state is State.STUCK:
-            self._destroying = defer.ensureDeferred(self._destroy())
+            # There before it begins: who hears of it may ask for it as well.
+            self._destroying = defer.Deferred()
+            defer.ensureDeferred(self._destroy()).chainDeferred(self._destroying)
         return follow(self._destroying)
 
     def _destroy_unasked(self) -> None:

@@ -466,6 +466,15 @@ def test_destroying_shuts_the_streams_first_and_tells_their_receivers(world: Wor
     assert not any(stream.is_open for stream in container.streams)
 
 
+def test_a_receiver_that_hears_of_the_destroying_may_ask_for_it_as_well(world: World) -> None:
+    sandbox, receiver, asked = world.ready(), Recorder(), []
+    receiver.ended.addCallback(lambda _: asked.append(Outcome(sandbox.destroy())))
+    world.result(sandbox.exec(SLEEP, receiver))
+    world.result(sandbox.destroy())
+    assert [outcome.value() for outcome in asked] == [None]
+    assert world.states().count("destroying") == 1
+
+
 def test_destroying_during_the_start_waits_for_the_call_under_way(world: World) -> None:
     gate: defer.Deferred[None] = defer.Deferred()
     world.engine.gates["start"] = gate
