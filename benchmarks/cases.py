@@ -151,7 +151,7 @@ async def project(setting: Setting) -> Outcome:
             kinds, {"project": build}, setting.worker_image, cpus=cpus, memory="2g", tmp="512m"
         )
         async with running(config) as bench:
-            _, finish = await _each_kind(bench, kinds, "project", 3, warm=0)
+            _, finish = await _each_kind(bench, kinds, "project", 2, warm=0)
     return Outcome(
         "s",
         finish,
@@ -262,7 +262,7 @@ async def throughput(setting: Setting) -> Outcome:
             shm="8m",
         )
         async with running(config) as bench:
-            for kind in KINDS * 2:
+            for kind in KINDS:
                 await bench.are_ready(count)
                 await pause(REST)
                 builds = max(4, 2 * count)

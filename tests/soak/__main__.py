@@ -58,6 +58,8 @@ def _run(options: Options) -> Report:
                     raise
     finally:
         daemon.end()
+    if not reports:
+        raise click.ClickException("ended before its time; all that it made is gone")
     return reports[0]
 
 

@@ -82,6 +82,7 @@ class Soak:
     async def run(self) -> Report:
         self._bad.up()
         try:
+            await pause(0)  # The reactor runs from here on, and its handlers are there.
             on_terminate = signal.getsignal(signal.SIGTERM)
             await self._master.start()
             # Buildbot's own would end a process that is nothing but a master.
