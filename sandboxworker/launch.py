@@ -31,28 +31,29 @@ _NO_STDIN = "none"
 #: on; shells say on their stderr when a child died by a signal (except INT and PIPE), and that
 #: stderr goes down the same pipe. The reader at its end tells what came.
 #: All but the command ignore the signals that are meant for it.
+#: What is set before the command begins has names that no command's environment has.
 #: Where a limit was met the end on stdout carries what the kernel has counted in the sandbox (see
 #: `limits.Counts`), cgroup v1 or v2: read by builtins, as there may be no room for a fork.
 LAUNCH = f"""\
-w=$1$2 d=$3 n=$4 u=$5 e=$6 x=$7; shift 7
-if [ -n "$e" ]; then
-d=$(printf '%b.' "$d"); d=${{d%.}}
-for a; do shift; a=$(printf '%b.' "$a"); set -- "$@" "${{a%.}}"; done
+__w=$1$2 __d=$3 __n=$4 __u=$5 __e=$6 __x=$7; shift 7
+if [ -n "$__e" ]; then
+__d=$(printf '%b.' "$__d"); __d=${{__d%.}}
+for __a; do shift; __a=$(printf '%b.' "$__a"); set -- "$@" "${{__a%.}}"; done
 fi
-[ -d "$d" ] || mkdir -p -- "$d" || exit 125
-cd -- "$d" || exit 125
+[ -d "$__d" ] || mkdir -p -- "$__d" || exit 125
+cd -- "$__d" || exit 125
 trap '' {_SIGNALS}
 exec 3>&1 4>&2
-printf '%s %s\\n' "$w" "$$"
+printf '%s %s\\n' "$__w" "$$"
 input() {{
-case $n in
+case $__n in
 -) wait_for "$@";;
 {_NO_STDIN}) wait_for "$@" </dev/null;;
-*) head -c "$n" 2>/dev/null | wait_for "$@";;
+*) head -c "$__n" 2>/dev/null | wait_for "$@";;
 esac
 }}
 wait_for() {{
-( trap - {_SIGNALS}; unset $u; eval "$x"; exec >&3 2>&4 3>&- 4>&-; exec "$@" )
+( trap - {_SIGNALS}; unset $__u; eval "$__x"; exec >&3 2>&4 3>&- 4>&-; exec "$@" )
 echo "$?"
 }}
 count() {{ [ ! -r "$2" ] || while read -r a b; do [ "$a" != "$1" ] || n=$b; done <"$2"; }}
@@ -67,8 +68,8 @@ count max $g/pids/pids.events; count max $g/pids.events
 for f in $g/memory/memory.max_usage_in_bytes $g/memory.peak; do [ ! -r $f ] || read -r m <$f; done
 c=" $o $n $m"
 }}
-printf '%s %s %s%s\\n' "$w" "$k" "$s" "$c"
-printf '%s %s %s\\n' "$w" "$k" "$s" >&4
+printf '%s %s %s%s\\n' "$__w" "$k" "$s" "$c"
+printf '%s %s %s\\n' "$__w" "$k" "$s" >&4
 exit "$s"
 }}
 """

@@ -22,7 +22,7 @@ class ConfigurationRefused(SandboxworkerError):
     def __init__(self, file: Path, faults: list[str]) -> None:
         self.faults = tuple(faults)
         super().__init__(
-            f"{file} cannot be checked, since Buildbot refuses it",
+            f"{file} is refused by Buildbot",
             details="; ".join(" ".join(fault.split()) for fault in faults),
             resolution="'buildbot checkconfig' tells the same",
         )

@@ -229,8 +229,9 @@ async def test_program_may_have_an_ugly_name(sandbox: Sandbox) -> None:
         {},
         {"PATH": "/bin:/usr/bin"},
         {"PATH": "/bin:/usr/bin", "HOME": "/tmp", "LANG": "C", "A": "b c", "E": "", "N": "x\ny"},
+        {"PATH": "/bin:/usr/bin", **dict.fromkeys("abcdefgklmnostuwx", "its own")},
     ],
-    ids=["empty", "path", "more"],
+    ids=["empty", "path", "more", "letters"],
 )
 @pytest_twisted.ensureDeferred
 async def test_command_sees_exactly_the_environment_given(
