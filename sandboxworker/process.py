@@ -41,6 +41,10 @@ _NOTED_WITHIN = 1.0
 #: What is told of a command that ended with 0, but not with the words that it does so with: a build
 #: that takes the place of our shell.
 _UNTOLD = 126
+_WHY_UNTOLD = (
+    b"sandboxworker: the end of this command's output never came, so that it ended with 0 does not "
+    b"count: its stream was cut just then, or what the build runs took the place of its shell\n"
+)
 
 #: The engine's exit code for a command that it could not start.
 _NOT_STARTED = 126
@@ -292,6 +296,8 @@ class SandboxProcess:
         if status == 0:
             # The end of the output is missing: never success.
             status = None if was_slow else _UNTOLD
+            if status == _UNTOLD:
+                self._give(STDERR, _WHY_UNTOLD)
         if status is None:
             self.sandbox.lose(reason or SandboxGone(self.sandbox.id, "unsure of a command's end"))
             self._end(Ended())
