@@ -25,6 +25,8 @@ from sandboxworker.unexpected import unexpected
 USAGE_DEADLINE = 5.0
 #: Seconds that a step between two commands may take to end by itself when time is over.
 INTERRUPT_AFTER = 2.0
+#: Seconds until it is looked again whether Buildbot would notice a lost connection.
+NOTICED_AFTER = 0.05
 #: Seconds past `max_runtime` after which a build is over, though a step on the master is not.
 FINISH_DEADLINE = DEADLINE_GRACE + 30.0
 #: Characters of a reason that is kept as a property.
@@ -99,7 +101,7 @@ class Ending:
             self.connection.suspend()
             looking = defer.ensureDeferred(self._find_out(reason))
             looking.addErrback(unexpected("finding out why a sandbox was lost"))
-            looking.addErrback(lambda _: self.connection.loseConnection())
+            looking.addErrback(lambda _: self._lose_connection())
 
     async def _find_out(self, reason: Exception) -> None:
         """Whether the build brought it about; to be tried again would be no punishment."""
@@ -111,6 +113,19 @@ class Ending:
             self._fail(reason)
         else:
             self._fault = self._sentence(reason)
+            self._lose_connection()
+
+    def _lose_connection(self) -> None:
+        """Have Buildbot take the build back, as soon as it notices.
+
+        Between its ping and the first step it waits for its database and does not listen; a
+        connection that is lost meanwhile leaves the build without an end.
+        """
+        if self.is_over:
+            return
+        if self._build.conn is None:
+            self._build.master.reactor.callLater(NOTICED_AFTER, self._lose_connection)
+        else:
             self.connection.loseConnection()
 
     def _sentence(self, reason: Exception) -> str:

@@ -235,7 +235,7 @@ def reason(build: BuildResult, step: str) -> str:
 #: Instead of the lines that every command runs under; what kills stays honest.
 #: ``$w`` is the word that tells the end.
 LAUNCH = """case "$T$2" in
-sh"w="*) w=$4$5;;
+sh"__w="*) w=$4$5;;
 sh"printf '%s"*)
     echo $$
     IFS= read -r w
@@ -275,9 +275,12 @@ async def test_a_shell_that_lies_about_its_end_fails_every_command(
 async def test_a_shell_that_does_nothing_and_succeeds_harms_nobody_but_its_build(
     master: RealMaster, place: Path
 ) -> None:
+    """It does not say that its commands have ended, so that none of them counts as a success."""
     commands = every_command(place)
-    await run(master, "liar", place, [READY, *lie_of_shells(LAUNCH + "exit 0"), *commands.values()])
-    assert (place / "file").read_bytes() == b""
+    lie = lie_of_shells(LAUNCH + "exit 0")
+    build = await run(master, "liar", place, [READY, *lie, *commands.values()])
+    assert build.result == "failure", build.log
+    assert not (place / "file").exists()
     assert not (place / "tree").exists()
     await assert_it_builds_on(master, "liar")
 

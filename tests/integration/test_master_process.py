@@ -64,7 +64,7 @@ c["db"] = {"db_url": "sqlite:///state.sqlite"}
 policy = util.SandboxPolicy("sandboxworker/busybox:latest", disk="8m", memory="32m")
 names = NAMES
 c["workers"] = [worker.SandboxLatentWorker(name, policy=policy) for name in names]
-step = steps.ShellCommand(command="echo begun; sleep 6", logEnviron=False)
+step = steps.ShellCommand(command="echo begun; sleep 15; echo over", logEnviron=False)
 c["builders"] = [
     util.BuilderConfig(name=name, workernames=[name], factory=util.BuildFactory([step]))
     for name in names

@@ -292,7 +292,7 @@ async def test_nothing_of_the_master_is_inside(
     )  # fmt: skip
     # The kernel tells of every mount where it came from: the engine's own folder, no other.
     told = build.log.replace(engine_client.info()["DockerRootDir"], "")
-    assert "HOSTNAME" not in told
+    assert "HOSTNAME" not in told.replace("HOSTNAME=sandbox\n", "")
     hostname = build["env"].out.splitlines()[-2:]
     assert hostname == ["sandbox", "sandbox"]
     for secret in (MARKER, MARKER_VALUE, str(master.basedir), os.getcwd(), "Traceback"):

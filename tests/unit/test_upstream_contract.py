@@ -396,6 +396,15 @@ def test_a_latent_worker_calls_the_methods_that_we_override() -> None:
     assert "_deferwaiter" in source(AbstractLatentWorker)
 
 
+def test_a_build_hears_of_a_lost_connection_once_it_has_taken_it_and_not_before() -> None:
+    starting = source(Build.startBuild)
+    assert "self.conn = None" in starting
+    taken = starting.index("self.conn = workerforbuilder.worker.conn")
+    assert starting.index("workerforbuilder.ping()") < taken
+    assert taken < starting.index("self.conn.notifyOnDisconnect(self.lostRemote)")
+    assert "yield" not in starting[taken : starting.index("self.conn.notifyOnDisconnect")]
+
+
 def test_a_build_is_finished_by_one_method_that_stores_the_result_first() -> None:
     """`ending.before_finish` stands in for it."""
     assert parameters(Build.buildFinished) == ["text", "results"]
