@@ -27,7 +27,7 @@ from sandboxworker.policy import SandboxPolicy
 from sandboxworker.seccomp import load
 from sandboxworker.spec import Identity, build_spec, create_body
 
-SECONDS = 60.0
+SECONDS = 180.0
 
 pytestmark = [
     pytest.mark.engine,
