@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,9 +39,10 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def podman(engine_client: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def podman(engine_client: Any) -> Iterator[str]:
     """The URL of a Podman of this module's own, with the small image."""
-    folder = tmp_path_factory.mktemp("podman")
+    # Its run folder's path must have less than 50 characters.
+    folder = Path(tempfile.mkdtemp(prefix="podman-"))
     url = f"unix://{folder}/s"
     command = [
         "podman", "--root", folder / "root", "--runroot", folder / "run",
@@ -58,6 +60,7 @@ def podman(engine_client: Any, tmp_path_factory: pytest.TempPathFactory) -> Iter
     finally:
         service.terminate()
         service.wait(SECONDS)
+        shutil.rmtree(folder)
 
 
 def _client(url: str) -> Any:
