@@ -74,6 +74,7 @@ class _Into(ProcessProtocol):
         self._file = file
         self._left = limit
         self.problem = "tar failed"
+        self._has_said = False
         self.ended: defer.Deferred[int] = defer.Deferred()
 
     def connectionMade(self) -> None:
@@ -88,8 +89,10 @@ class _Into(ProcessProtocol):
         self._file.write(data)
 
     def errReceived(self, data: bytes) -> None:
+        """The first words name the file, the last ones only sum up."""
         said = data.decode(errors="replace").strip().splitlines()
-        self.problem = said[0][:200] if said else self.problem
+        if said and not self._has_said:
+            self._has_said, self.problem = True, said[0][:200]
 
     def processEnded(self, reason: Failure) -> None:
         code = getattr(reason.value, "exitCode", None)
