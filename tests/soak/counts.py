@@ -7,7 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sandboxworker.engine.docker import MAX_THREADS
+
 MIB = 1024 * 1024
+#: What may be there more than before the first fault: as many connections as there are threads are
+#: kept alive, and each has three ends in this process, two of them the proxy's.
+ALLOWED = {"descriptors": 3 * MAX_THREADS}
 _NOT_A_CONTAINERS = {"dockerd", "containerd"}
 
 

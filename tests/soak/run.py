@@ -23,7 +23,7 @@ from twisted.internet import defer, reactor, threads
 from sandboxworker import SandboxLatentWorker
 from sandboxworker.auditfile import FILE, reading
 from sandboxworker.sandbox import LIVING
-from soak.counts import MIB, counts, memory
+from soak.counts import ALLOWED, MIB, counts, memory
 from soak.harm import EngineHarm, kill_victim, now, remove_sandbox
 from soak.kinds import KINDS, POLICIES, VICTIM, Deed, Kind
 from soak.report import Report
@@ -245,7 +245,7 @@ class Soak:
 
         async def is_settled() -> bool:
             found = await look()
-            few = all(found[name] <= wanted[name] for name in wanted)
+            few = all(found[name] <= wanted[name] + ALLOWED.get(name, 0) for name in wanted)
             return few and not found["containers"] and not LIVING
 
         with contextlib.suppress(AssertionError):  # What is left is told.
