@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 
 import docker
@@ -25,6 +26,7 @@ BESIDE_EACH_OTHER = (
     *("--durations=40", "--durations-min=5"),
 )
 ALONE = ("--last-failed", "--last-failed-no-failures=none")
+SECONDS_TO_GO = 30
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -33,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     if code == pytest.ExitCode.TESTS_FAILED:
         print("\nOnce more, alone, what failed:", flush=True)
         code = run(*ALONE, *arguments)
-    left = containers() - before
+    left = left_since(before)
     if left:
         print(f"left on the engine after the tests: {', '.join(sorted(left))}")
         return code or int(pytest.ExitCode.TESTS_FAILED)
@@ -44,6 +46,14 @@ def run(*arguments: str) -> int:
     """In a process of its own, as a reactor runs but once."""
     command = [sys.executable, "-m", "pytest", *arguments]
     return subprocess.run(command, check=False).returncode
+
+
+def left_since(before: set[str]) -> set[str]:
+    """What stays; the sandboxes of a master that a test killed go within seconds."""
+    give_up = time.monotonic() + SECONDS_TO_GO
+    while (left := containers() - before) and time.monotonic() < give_up:
+        time.sleep(1)
+    return left
 
 
 def containers() -> set[str]:
