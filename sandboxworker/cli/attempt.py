@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from sandboxworker import seccomp
 from sandboxworker.cli.artifacts import bring_back
 from sandboxworker.cli.printspec import print_spec
-from sandboxworker.cli.react import react
+from sandboxworker.cli.react import catch_signals, react
 from sandboxworker.cli.terminal import open_shell, require_terminal
 from sandboxworker.cli.worktree import Packed, pack
 from sandboxworker.commands.budget import Budget
@@ -97,19 +97,11 @@ class _Attempt:
         self._interrupted: defer.Deferred[Outcome] = defer.Deferred()
 
     async def run(self, engine: DockerEngine, reactor: Any, packed: Packed) -> int:
-        # Not before it runs: it takes SIGTERM for itself when it starts.
-        reactor.callWhenRunning(self._catch_signals, reactor)
+        reactor.callWhenRunning(catch_signals, reactor, self._interrupt)
         try:
             return await self._with_sandbox(engine, reactor, packed)
         finally:
             await engine.close()
-
-    def _catch_signals(self, reactor: Any) -> None:
-        def caught(number: int, _frame: Any) -> None:
-            reactor.callFromThread(self._interrupt, number)
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, caught)
 
     def _interrupt(self, number: int) -> None:
         if not self._interrupted.called:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar, cast
 
@@ -29,3 +30,16 @@ def react(main: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
     if isinstance(ended[0], Failure):
         ended[0].raiseException()
     return cast(T, ended[0])
+
+
+def catch_signals(reactor: Any, act: Callable[[int], None]) -> None:
+    """From here on ``act(number)`` is called in the reactor for Ctrl-C and SIGTERM.
+
+    Not before the reactor runs: it takes SIGTERM for itself when it starts.
+    """
+
+    def caught(number: int, _frame: Any) -> None:
+        reactor.callFromThread(act, number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, caught)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ from twisted.python.failure import Failure
 
 from sandboxworker.cli.adapted import ShellStep
 from sandboxworker.cli.printspec import print_spec
-from sandboxworker.cli.react import react
+from sandboxworker.cli.react import catch_signals, react
 from sandboxworker.cli.rehearsal import Asked, Part, Rehearsal, part_of, result_word, source_of
 from sandboxworker.cli.stepview import StepView
 from sandboxworker.cli.terminal import open_shell, require_terminal
@@ -83,12 +82,13 @@ class _Run:
         self._interrupted: defer.Deferred[int] = defer.Deferred()
 
     async def run(self, reactor: Any) -> int:
-        reactor.callWhenRunning(self._catch_signals, reactor)
+        reactor.callWhenRunning(catch_signals, reactor, self._interrupt)
         await self._require_image(reactor)
         rehearsal = self._rehearsal
         try:
             await rehearsal.start(reactor, self._last_step(reactor))
-            self._catch_signals(reactor)  # A master takes SIGTERM for itself when it starts.
+            # A master takes SIGTERM for itself when it starts.
+            catch_signals(reactor, self._interrupt)
             view = StepView(rehearsal.master, None if self._ways.as_json else Console())
             await view.follow()
             build, number = await self._build(view, reactor)
@@ -96,13 +96,6 @@ class _Run:
             return self._told(view, build, number)
         finally:
             await rehearsal.stop()
-
-    def _catch_signals(self, reactor: Any) -> None:
-        def caught(number: int, _frame: Any) -> None:
-            reactor.callFromThread(self._interrupt, number)
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, caught)
 
     def _interrupt(self, number: int) -> None:
         if not self._interrupted.called:
