@@ -297,6 +297,8 @@ class Sandbox:
     async def _prove(self, created: Created) -> None:
         """It is as asked in the kernel's eyes too."""
         self._resources.started()
+        # Where it cannot be had the build runs all the same: docs/containment.md, `doctor`.
+        await self.engine.bound_sockets(created.id, self.spec.memory)
         await prove_kernel(self.engine, created.id, self.spec, self.identity, self.reactor)
         self._phases.over("prove")
 

@@ -323,6 +323,9 @@ class MemoryEngine:
         self._existing("start", container).state = "running"
         await self._answer("start")
 
+    async def bound_sockets(self, container: str, limit: int) -> bool:
+        return True
+
     async def exec_status(self, exec_id: str) -> int | None:
         await self._begin("exec_status")
         if exec_id not in self._statuses:

@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from sandboxworker import seccomp
 from sandboxworker.cli.artifacts import bring_back
 from sandboxworker.cli.printspec import print_spec
-from sandboxworker.cli.react import catch_signals, react
+from sandboxworker.cli.react import catch_signals, react, run_name
 from sandboxworker.cli.terminal import open_shell, require_terminal
 from sandboxworker.cli.worktree import Packed, pack
 from sandboxworker.commands.budget import Budget
@@ -111,7 +111,7 @@ class _Attempt:
         policy = self._policy
         image = await engine.image(policy.image)
         spec = build_spec(policy, image, seccomp.load(policy.seccomp))
-        owner = Owner(f"try-{secrets.token_hex(8)}")
+        owner = Owner(f"try-{secrets.token_hex(8)}", run_name())
         sandbox = Sandbox(engine, engine.uids, spec, owner, reactor)
         begin = time.monotonic()
         try:

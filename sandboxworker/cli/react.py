@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar, cast
@@ -30,6 +31,11 @@ def react(main: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
     if isinstance(ended[0], Failure):
         ended[0].raiseException()
     return cast(T, ended[0])
+
+
+def run_name() -> str:
+    """The worker of this run of ``try``, in its containers' label ``sandboxworker.worker``."""
+    return f"try-{os.getpid()}"
 
 
 def catch_signals(reactor: Any, act: Callable[[int], None]) -> None:

@@ -27,6 +27,7 @@ from zope.interface import implementer
 
 from sandboxworker.check.reading import read as read_configuration
 from sandboxworker.cli.adapted import Surroundings, adapted, git_steps
+from sandboxworker.cli.react import run_name
 from sandboxworker.cli.snapshot import Snapshot, snapshot
 from sandboxworker.errors import SandboxworkerError, SourceRefused
 from sandboxworker.factory_secrets import uses
@@ -36,7 +37,7 @@ from sandboxworker.source.mirror import mirrors_of
 from sandboxworker.source.urls import Repository, read
 from sandboxworker.worker import SandboxLatentWorker
 
-_WORKER = "try"
+_SCHEDULER = "try"
 
 
 @attrs.frozen(kw_only=True)
@@ -194,11 +195,11 @@ def configuration(asked: Asked, part: Part, basedir: Path, last: Any) -> dict[st
         part.directory, asked.out or basedir / "uploads", asked.master_steps, last
     )
     return {
-        "workers": [SandboxLatentWorker(_WORKER, policy=part.policies, engine=asked.engine)],
+        "workers": [SandboxLatentWorker(run_name(), policy=part.policies, engine=asked.engine)],
         "builders": [
             BuilderConfig(
                 name=builder.name,
-                workernames=[_WORKER],
+                workernames=[run_name()],
                 factory=adapted(builder.factory, around),
                 workerbuilddir=builder.workerbuilddir,
                 env=builder.env,
@@ -206,7 +207,7 @@ def configuration(asked: Asked, part: Part, basedir: Path, last: Any) -> dict[st
                 defaultProperties=builder.defaultProperties,
             )
         ],
-        "schedulers": [Triggerable(name=_WORKER, builderNames=[builder.name])],
+        "schedulers": [Triggerable(name=_SCHEDULER, builderNames=[builder.name])],
         "secretsProviders": [GivenSecrets(asked.secrets)],
         "protocols": {},
         "buildbotNetUsageData": None,
@@ -256,7 +257,7 @@ class Rehearsal:
         }
         _, requests = await updates.addBuildset(
             waited_for=False,
-            scheduler=_WORKER,
+            scheduler=_SCHEDULER,
             sourcestamps=[{**stamp, "codebase": name} for name in self._source.codebases],
             reason="sandboxworker try",
             properties={name: (value, "try") for name, value in self._asked.properties.items()},

@@ -158,6 +158,8 @@ def _skew(info: Mapping[str, Any], now: float) -> float | None:
 async def _limits(sandbox: Sandbox, probed: dict[str, str]) -> None:
     workspace = sandbox.spec.workspace
     probed.update(_lines(await _shell(sandbox, _LOOK, workspace)))
+    bounded = await sandbox.engine.bound_sockets(str(sandbox.container), sandbox.spec.memory)
+    probed["sockets"] = "bounded" if bounded else "unbounded"
     before, begin = (await sandbox.usage()).cpu_seconds, time.monotonic()
     await _shell(sandbox, _SPIN)
     after, seconds = (await sandbox.usage()).cpu_seconds, time.monotonic() - begin

@@ -64,6 +64,8 @@ TEXTS: dict[str, tuple[str, str]] = {
              "Boot with swapaccount=1 or cgroup v2, or turn the host's swap off"),
     "oom": ("a build that is ended for its memory is told so",
             "Update engine and runtime; builds then fail with signal 9 alone"),
+    "sockets": ("what waits in a build's sockets is bounded by its memory",
+                "Use cgroup v2, or a master that is root on the engine's host"),
     "pids": ("a fork bomb stops", _KERNEL),
     "cpu": ("a build leaves processors to others", _KERNEL),
     "nofile": ("open files are bounded", "Take the ulimits out of the engine's own settings"),
@@ -206,11 +208,18 @@ def _oom(told: str, _facts: Facts) -> Judged:
     return Status.WARNING, "the engine did not tell it"
 
 
+def _sockets(told: str, _facts: Facts) -> Judged:
+    if told == "bounded":
+        return Status.OK, "bounded"
+    return Status.WARNING, "only the kernel's own limits for all sockets of the host bound it"
+
+
 _BY_PROBE: dict[str, Callable[[str, Facts], Judged]] = {
     "sandbox": _is("ready", "it does", "{}"),
     "memory": _is("killed", "ended when it had used up its memory", "not ended: {}"),
     "swap": _is("same", "no swap beyond the memory", "{}"),
     "oom": _oom,
+    "sockets": _sockets,
     "pids": _held("processes"),
     "cpu": _cpu,
     "nofile": _held("open files"),

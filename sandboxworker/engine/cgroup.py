@@ -1,4 +1,9 @@
-"""What the kernel knows of a container on this machine and the engine does not tell.
+"""What the kernel of this machine can do for a container and the engine does not.
+
+With cgroup v1 what waits in sockets is no part of the memory limit; the limit for it,
+``memory.kmem.tcp.limit_in_bytes``, is for UDP as well, in spite of its name.
+Docker Engine 20.10 takes it (``KernelMemoryTCP``) and tells it back, but runc has ignored it since
+1.0: so it is written here.
 
 With cgroup v2 engines leave the peak of memory out of their figures; the kernel has it in
 ``memory.peak`` (since Linux 5.19).
@@ -7,9 +12,13 @@ It is read outside of the container: no program of the image has a say in it.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 _V2 = "0::"
+_MEMORY_V1 = re.compile(r"^\d+:(?:[^:\n]*,)?memory(?:,[^:\n]*)?:/(.*)$", re.MULTILINE)
+_HIERARCHY_V1 = "sys/fs/cgroup/memory"
+_SOCKETS_V1 = "memory.kmem.tcp.limit_in_bytes"
 
 
 def memory_peak(container: str, pid: int, root: Path = Path("/")) -> int | None:
@@ -26,6 +35,28 @@ def memory_peak(container: str, pid: int, root: Path = Path("/")) -> int | None:
         return int((root / f"sys/fs/cgroup/{path}/memory.peak").read_text())
     except (OSError, ValueError):
         return None
+
+
+def has_memory_v1(root: Path = Path("/")) -> bool:
+    """Whether this machine limits memory by cgroup v1."""
+    return (root / _HIERARCHY_V1).is_dir()
+
+
+def bound_sockets(container: str, pid: int, limit: int, root: Path = Path("/")) -> bool:
+    """Whether what waits in a container's sockets is bounded from now on, by ``limit`` bytes.
+
+    Takes cgroup v1 and root's rights on this machine; see `memory_peak` for the arguments.
+    It is for sockets that are made later.
+    """
+    try:
+        found = _MEMORY_V1.search((root / f"proc/{pid}/cgroup").read_text())
+        if found is None or container not in found[1]:
+            return False
+        file = root / _HIERARCHY_V1 / found[1] / _SOCKETS_V1
+        file.write_text(str(limit))
+        return int(file.read_text()) <= limit
+    except (OSError, ValueError):
+        return False
 
 
 def _group(cgroups: str) -> str:

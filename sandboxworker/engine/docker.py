@@ -20,7 +20,7 @@ from twisted.python.threadpool import ThreadPool
 
 from sandboxworker.engine import etcfiles
 from sandboxworker.engine.address import EngineAddress
-from sandboxworker.engine.cgroup import memory_peak
+from sandboxworker.engine.cgroup import bound_sockets, has_memory_v1, memory_peak
 from sandboxworker.engine.cores import Cores
 from sandboxworker.engine.health import Health
 from sandboxworker.engine.interface import (
@@ -185,6 +185,14 @@ class DockerEngine:
 
     async def start(self, container: str) -> None:
         await self._call("start container", lambda sdk: sdk.start(container))
+
+    async def bound_sockets(self, container: str, limit: int) -> bool:
+        if not self.address.is_unix or not has_memory_v1():
+            return (await self.host()).counts_sockets
+        bounded: bool = await self._call(
+            "inspect container", lambda sdk: bound_sockets(container, _pid(sdk, container), limit)
+        )
+        return bounded
 
     async def exec_status(self, exec_id: str) -> int | None:
         found = await self._call("inspect exec", lambda sdk: sdk.exec_inspect(exec_id))
@@ -498,6 +506,7 @@ def host_facts(info: Mapping[str, Any]) -> Host:
         processors=info.get("NCPU") or 0 if info.get("CPUSet") else 0,
         lsm=_has_option(info, "name=apparmor"),
         selinux=_has_option(info, "name=selinux"),
+        counts_sockets=str(info.get("CgroupVersion")) == "2",
     )
 
 
@@ -526,7 +535,12 @@ def usage_of(stats: Mapping[str, Any]) -> Usage:
 
 def _local_peak(sdk: Any, container: str) -> int | None:
     """In a thread: the peak of memory, as this machine's kernel has it."""
-    return memory_peak(container, int(sdk.inspect_container(container)["State"]["Pid"]))
+    return memory_peak(container, _pid(sdk, container))
+
+
+def _pid(sdk: Any, container: str) -> int:
+    """In a thread: the keeper's, on the engine's host; 0 where it does not run."""
+    return int(sdk.inspect_container(container)["State"]["Pid"])
 
 
 #: Seconds between the kernel's last kill for memory and the end of a container that it brought.

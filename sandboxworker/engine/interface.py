@@ -69,13 +69,15 @@ class Host:
 
     ``folder``: where it keeps its files; ``processors``: how many a container may use, 0 where
     they cannot be chosen; ``lsm``: whether it confines containers by AppArmor; ``selinux``: or by
-    SELinux.
+    SELinux; ``counts_sockets``: whether what waits in sockets is part of their memory, as with
+    cgroup v2.
     """
 
     folder: str = ""
     processors: int = 0
     lsm: bool = False
     selinux: bool = False
+    counts_sockets: bool = False
 
 
 @attrs.frozen
@@ -181,6 +183,12 @@ class Engine(Protocol):
 
     async def start(self, container: str) -> None:
         """Start a created container."""
+
+    async def bound_sockets(self, container: str, limit: int) -> bool:
+        """Whether what waits in a running container's sockets is bounded, by so many bytes.
+
+        Where the kernel does not count it as memory this is done now, if this process can.
+        """
 
     async def exec(
         self, container: str, request: ExecRequest, receiver: StreamReceiver

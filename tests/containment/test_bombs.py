@@ -142,6 +142,12 @@ def read(group: Path, *names: str) -> int:
     raise AssertionError(f"none of {names} in {group}")
 
 
+def in_sockets(group: Path) -> int:
+    """Bytes that waited in sockets at most, where that is no part of the peak of memory."""
+    file = group / "memory.kmem.tcp.max_usage_in_bytes"
+    return int(file.read_text()) if file.is_file() else 0
+
+
 async def watch(site: Site, pids: Path) -> tuple[Figures, int]:
     """The worst of what is seen while a bomb is going off, and the most processes."""
     seen, most = [], 0
@@ -190,6 +196,7 @@ async def test_a_bomb_stays_in_its_sandbox(site: Site, bomb: Bomb) -> None:
     assert re.fullmatch(bomb.told, done.stdout.decode()) or not bomb.told, done
     assert most <= POLICY.pids + ENGINES_OWN
     assert peak <= POLICY.cgroup_memory
+    print("SOCKETS", bomb.id, in_sockets(memory) >> 20)
     assert site.written(sandbox) < MIB
     assert own_memory() - own < 100 * MIB
     assert await ended(pids), "something outlived the kill of everything"

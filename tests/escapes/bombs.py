@@ -89,20 +89,39 @@ BOMBS = (
         "EMFILE\n|EAGAIN\n|ENFILE\n"),
     Bomb("timers", "T7", "watchers and event counters", _until_refused("os.eventfd(1)"),
          "EMFILE\n"),
-    Bomb("sockets", "T7", "connections to itself, filled with what nobody reads", _python(
-        "import socket\n"
+    Bomb("sockets", "T7", "connections to themselves of 40 processes, never read", _python(
+        "import socket, time\n"
+        "for _ in range(40):\n"
+        "    if os.fork() == 0: break\n"
+        "else: time.sleep(600)\n"
         "server = socket.create_server(('127.0.0.1', 0), backlog=1000)\n"
         "held = []\n"
         "try:\n"
         "    while True:\n"
-        "        one = socket.create_connection(server.getsockname()); other = server.accept()[0]\n"
+        "        one = socket.create_connection(server.getsockname(), 5)\n"
+        "        other = server.accept()[0]\n"
         "        held += [one, other]\n"
         "        for end in (one, other):\n"
         "            end.setblocking(False)\n"
         "            try:\n"
         "                while end.send(bytes(1 << 20)): pass\n"
         "            except BlockingIOError: pass\n"
-        "except OSError as error: print(errno.errorcode[error.errno], end='')" + _STAY)),
+        "except OSError: time.sleep(600)")),
+    Bomb("datagrams", "T7", "datagrams to themselves of 40 processes, never read", _python(
+        "import socket, time\n"
+        "for _ in range(40):\n"
+        "    if os.fork() == 0: break\n"
+        "else: time.sleep(600)\n"
+        "sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+        "sender.setblocking(False)\n"
+        "held = []\n"
+        "while len(held) < 900:\n"
+        "    held.append(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))\n"
+        "    held[-1].bind(('127.0.0.1', 0))\n"
+        "    try:\n"
+        "        for _ in range(100): sender.sendto(bytes(60000), held[-1].getsockname())\n"
+        "    except OSError: pass\n"
+        "time.sleep(600)")),
     Bomb("terminals", "T7", "terminals", _until_refused("os.open('/dev/ptmx', os.O_RDWR)"),
          "EMFILE\n|ENOSPC\n"),
     Bomb("inodes", "T8", "empty files without end", _python(

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import stat
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from real_master import (
 from twisted.internet import defer, reactor
 
 from sandboxworker import SandboxLatentWorker, SandboxPolicy
+from sandboxworker.commands import base
 
 pytestmark = pytest.mark.engine
 
@@ -247,6 +249,83 @@ async def test_output_survives_bytes_that_are_no_text(master: RealMaster) -> Non
     assert build.result == "success"
     assert build["bytes"].out == "a\ufffd\ufffdb\0\033c\nlast"
     assert build["split"].out.split("\n") == ["\N{SNOWMAN}"] * 500
+
+
+#: Every byte there is, twice over in what looks like sequences for a terminal, ended or not.
+CONTROL = (
+    b"".join(
+        b"".join(b"\x1b%c%c." % (byte, byte) for byte in range(first, 256, 16)) + b"\n"
+        for first in range(16)
+    )
+    + b"\x1b]0;title\x07\x1b[2Jcleared\x1b[9;9Hmoved\x08\x08back\rover\x1b]52;c;unfinished"
+)
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("pty", [False, True], ids=["pipe", "terminal"])
+async def test_control_sequences_are_text_of_the_log(master: RealMaster, pty: bool) -> None:
+    octal = "".join(f"\\{byte:03o}" for byte in CONTROL)
+    # A terminal may not put a carriage return before each newline of its own accord.
+    quiet = "stty raw; " if pty else ""
+    steps_ = [shell(f"{quiet}printf '{octal}'", "control", usePTY=pty), shell("echo on", "next")]
+    build = await master.run("plain", steps_)
+    assert build.result == "success", build.log
+    assert build["next"].out == "on"
+    # What moves a cursor ends a line, as on Buildbot's own worker.
+    moves = re.compile(base._NEWLINE_RE)
+    wanted = moves.sub("\n", CONTROL.decode(errors="replace"))
+    assert build["control"].out == wanted
+
+
+class Database:
+    """A master's, that takes its time; ``stored``: when it got each piece of a log, and which.
+
+    To read a log right after its build would not do: Buildbot packs it just then, and lines may
+    come twice.
+    """
+
+    def __init__(self, master: RealMaster, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds = 0.0
+        self.stored: list[tuple[float, str]] = []
+        updates = master.master.data.updates
+        self._append = updates.appendLog
+        monkeypatch.setattr(
+            updates, "appendLog", lambda *piece: defer.ensureDeferred(self._store(*piece))
+        )
+
+    async def _store(self, log: int, content: str) -> Any:
+        await pause(self.seconds)
+        self.stored.append((time.time(), content))
+        return await self._append(log, content)
+
+    def written(self, since: float = 0.0) -> str:
+        """What came from stdout, without ends of lines."""
+        pieces = (text for when, text in self.stored if when >= since)
+        return "".join("".join(re.findall("^o(.*)$", text, re.MULTILINE)) for text in pieces)
+
+
+@pytest_twisted.ensureDeferred
+async def test_millions_of_tiny_writes_arrive_whole(
+    master: RealMaster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database(master, monkeypatch)
+    build = await master.run("plain", [shell("yes | dd bs=1 count=2000000 status=none", "tiny")])
+    assert build.result == "success", build.log[-1000:]
+    assert database.written() == "y" * 1_000_000
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_command_that_writes_faster_than_the_master_is_held_back(
+    master: RealMaster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, size = Database(master, monkeypatch), 12 * MIB
+    database.seconds = 0.05
+    flood = f"head -c {size} /dev/zero | tr '\\0' '~' | fold -w 99; date +%s.%N >ended"
+    build = await master.run("plain", [shell(flood, "flood"), shell("cat ended", "when")])
+    assert build.result == "success", build.log[-1000:]
+    assert database.written().count("~") == size
+    # Eight pieces of 64 KiB wait on the master, the rest in the engine's buffers and pipes.
+    assert database.written(since=float(build["when"].out)).count("~") < 2 * MIB
 
 
 # ---- the end of a step ---------------------------------------------------------------------------

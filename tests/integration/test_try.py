@@ -14,6 +14,7 @@ import sys
 import termios
 import time
 from pathlib import Path
+from typing import Any
 
 import docker.errors
 import pytest
@@ -28,38 +29,75 @@ PROGRAM = [sys.executable, "-c", "from sandboxworker.cli import main; main()", "
 SECONDS = 60
 
 
+class Runs:
+    """Programs that a test has started, and what of theirs is on the engine."""
+
+    def __init__(self) -> None:
+        self._pids: list[int] = []
+
+    def begin(self, command: list[str], **how: Any) -> subprocess.Popen[str]:
+        """Start a program."""
+        program = subprocess.Popen(command, **how)
+        self._pids.append(program.pid)
+        return program
+
+    def run(self, command: list[str], **how: Any) -> tuple[int, str, str]:
+        """One to its end: its exit code, and what it wrote."""
+        program = self.begin(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how
+        )
+        with program:
+            try:
+                out, err = program.communicate(timeout=3 * SECONDS)
+            finally:
+                program.kill()
+        assert "Traceback" not in out + err
+        return program.returncode, out, err
+
+    def containers(self) -> set[str]:
+        """Their sandboxes: tests beside this one have tries of their own."""
+        client = sdk_client(resolve(None))
+        try:
+            return {
+                each["Id"]
+                for pid in self._pids
+                for each in client.containers(
+                    all=True, filters={"label": f"sandboxworker.worker=try-{pid}"}
+                )
+            }
+        finally:
+            client.close()
+
+    def run_inside(self, name: str) -> bool:
+        """Whether one of their sandboxes runs a program."""
+        client = sdk_client(resolve(None))
+        try:
+            return any(
+                name in process[-1]
+                for container in self.containers()
+                for process in client.top(container)["Processes"] or ()
+            )
+        except docker.errors.APIError:  # It is not started yet.
+            return False
+        finally:
+            client.close()
+
+
+RUNS = Runs()
+
+
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> object:
     yield
-    assert containers() == set()
-
-
-def containers() -> set[str]:
-    """The sandboxes of all tries on this engine."""
-    client = sdk_client(resolve(None))
-    try:
-        found = client.containers(all=True, filters={"label": "sandboxworker.master"})
-    finally:
-        client.close()
-    return {
-        each["Id"] for each in found if each["Labels"]["sandboxworker.master"].startswith("try-")
-    }
+    assert RUNS.containers() == set()
 
 
 def tried(
     directory: Path, *arguments: str, image: str = BUSYBOX, **environ: str
 ) -> tuple[int, str, str]:
-    completed = subprocess.run(
-        [*PROGRAM, "--image", image, *arguments],
-        cwd=directory,
-        env={**os.environ, **environ},
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
+    return RUNS.run(
+        [*PROGRAM, "--image", image, *arguments], cwd=directory, env={**os.environ, **environ}
     )
-    assert "Traceback" not in completed.stderr
-    return completed.returncode, completed.stdout, completed.stderr
 
 
 def test_command_runs_on_the_files_and_its_exit_code_is_ours(tmp_path: Path) -> None:
@@ -144,22 +182,22 @@ def test_interruption_destroys_the_sandbox(
     tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     command = [*PROGRAM, "--image", BUSYBOX, "--", "sh", "-c", "echo up; sleep 100"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as program:
+    with RUNS.begin(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as program:
         assert program.stdout is not None
         assert program.stdout.readline() == "up\n"
-        assert len(containers()) == 1
+        assert len(RUNS.containers()) == 1
         program.send_signal(number)
         assert program.wait(SECONDS) == code
 
 
 def test_killed_program_takes_its_sandbox_along(tmp_path: Path) -> None:
     command = [*PROGRAM, "--image", BUSYBOX, "--", "sh", "-c", "echo up; sleep 100"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as program:
+    with RUNS.begin(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as program:
         assert program.stdout is not None
         assert program.stdout.readline() == "up\n"
         program.kill()
     until = time.monotonic() + 10
-    while containers() and time.monotonic() < until:
+    while RUNS.containers() and time.monotonic() < until:
         time.sleep(0.1)
 
 
@@ -174,29 +212,14 @@ def test_json_is_one_object_with_all_there_is_to_know(tmp_path: Path) -> None:
 
 def test_json_says_so_when_it_was_interrupted(tmp_path: Path) -> None:
     command = [*PROGRAM, "--image", BUSYBOX, "--json", "--", "sleep", "100"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as program:
+    with RUNS.begin(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as program:
         deadline = time.monotonic() + SECONDS
-        while not running("sleep") and time.monotonic() < deadline:
+        while not RUNS.run_inside("sleep") and time.monotonic() < deadline:
             time.sleep(0.1)
         program.send_signal(signal.SIGTERM)
         out, _ = program.communicate(timeout=SECONDS)
     told = json.loads(out)
     assert (program.returncode, told["exit_code"], told["interrupted"]) == (143, 143, True)
-
-
-def running(name: str) -> bool:
-    """Whether some try's sandbox runs a program."""
-    client = sdk_client(resolve(None))
-    try:
-        return any(
-            name in process[-1]
-            for container in containers()
-            for process in client.top(container)["Processes"] or ()
-        )
-    except docker.errors.APIError:  # It is not started yet.
-        return False
-    finally:
-        client.close()
 
 
 def test_artifacts_come_back_and_nothing_else(tmp_path: Path) -> None:
@@ -244,7 +267,7 @@ class Typist:
     def __init__(self, directory: Path, *arguments: str) -> None:
         self._ours, theirs = pty.openpty()
         self._fit(30, 90)
-        self.program = subprocess.Popen(
+        self.program = RUNS.begin(
             [*PROGRAM, *arguments], cwd=directory, stdin=theirs, stdout=theirs, stderr=theirs,
             start_new_session=True,
         )  # fmt: skip

@@ -6,7 +6,6 @@ import json
 import signal
 import socket
 import subprocess
-import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
@@ -14,14 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import docker.errors
 import pytest
 from conftest import DEBIAN
 from git_server import run_git
 
-from sandboxworker.engine.address import resolve
-from sandboxworker.engine.sdk import sdk_client
-from tests.integration.test_try import PROGRAM, SECONDS, Typist
+from tests.integration.test_try import PROGRAM, RUNS, SECONDS, Typist
 
 pytestmark = pytest.mark.engine
 
@@ -80,20 +76,12 @@ class World:
     tree: Path
 
     def run(self, *arguments: str) -> tuple[int, str, str]:
-        done = subprocess.run(
-            [*PROGRAM, "-m", str(self.config), *arguments],
-            cwd=self.tree,
-            capture_output=True,
-            text=True,
-            timeout=3 * SECONDS,
-            check=False,
-        )
-        assert "Traceback" not in done.stdout + done.stderr
-        return done.returncode, done.stdout, done.stderr
+        command = [*PROGRAM, "-m", str(self.config), *arguments]
+        return RUNS.run(command, cwd=self.tree)
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """Nothing is left by what uses it: no container, no temporary directory, no listener."""
     with socket.socket() as taken:  # Whatever would open a port of the configuration's fails.
         taken.bind(("127.0.0.1", 0))
@@ -102,9 +90,12 @@ def world(tmp_path: Path) -> Iterator[World]:
         config.write_text(textwrap.dedent(CONFIG).replace("PORT", str(taken.getsockname()[1])))
         (config.parent / "none").mkdir()
         (config.parent / "beside.txt").write_text("beside\n")
-        before = _ours()
+        here = tmp_path / "tmp"
+        here.mkdir()
+        monkeypatch.setenv("TMPDIR", str(here))
         yield World(config, _tree(tmp_path / "tree"))
-    assert _ours() == before
+    assert RUNS.containers() == set()
+    assert list(here.iterdir()) == []
     assert not (config.parent / "MARK").exists()
 
 
@@ -123,21 +114,6 @@ def _tree(path: Path) -> Path:
     (path / "d").mkdir()
     (path / "d" / "f").write_text("deep\n")
     return path
-
-
-def _ours() -> tuple[set[str], set[str]]:
-    """Temporary directories and containers that a try makes."""
-    here = Path(tempfile.gettempdir())
-    return {path.name for path in here.glob("sandboxworker-try-*")}, _containers()
-
-
-def _containers() -> set[str]:
-    client = sdk_client(resolve(None))
-    try:
-        found = client.containers(all=True, filters={"label": "sandboxworker.worker=try"})
-    finally:
-        client.close()
-    return {each["Id"] for each in found}
 
 
 def test_builder_builds_the_work_tree_as_it_is_now(world: World, tmp_path: Path) -> None:
@@ -183,9 +159,9 @@ def test_interruption_ends_the_build_in_order(
     world: World, number: signal.Signals, code: int
 ) -> None:
     command = [*PROGRAM, "-m", str(world.config), "-b", "waits", "--json"]
-    with subprocess.Popen(command, cwd=world.tree, stdout=subprocess.PIPE, text=True) as program:
+    with RUNS.begin(command, cwd=world.tree, stdout=subprocess.PIPE, text=True) as program:
         until = time.monotonic() + SECONDS
-        while not _sleeps() and time.monotonic() < until:
+        while not RUNS.run_inside("sleep 1000") and time.monotonic() < until:
             time.sleep(0.1)
         program.send_signal(number)
         try:
@@ -194,20 +170,6 @@ def test_interruption_ends_the_build_in_order(
             program.kill()
     told = json.loads(out)
     assert (program.returncode, told["exit_code"], told["interrupted"]) == (code, code, True)
-
-
-def _sleeps() -> bool:
-    client = sdk_client(resolve(None))
-    try:
-        return any(
-            "sleep 1000" in process[-1]
-            for container in _containers()
-            for process in client.top(container)["Processes"] or ()
-        )
-    except docker.errors.APIError:  # It is not started yet.
-        return False
-    finally:
-        client.close()
 
 
 def test_secret_is_asked_for_by_name_and_taken_from_a_file(world: World, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The peak of memory is read from the container's own cgroup or not at all."""
+"""What is read from, or written to, the container's own cgroup, and no other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sandboxworker.engine.cgroup import memory_peak
+from sandboxworker.engine.cgroup import bound_sockets, has_memory_v1, memory_peak
 
 ID = "5" * 64
 OURS = {f"docker/{ID}": "1048576\n"}
@@ -47,3 +47,46 @@ def test_peak_is_unknown(tmp_path: Path, cgroup: str, peaks: dict[str, str]) -> 
 
 def test_peak_of_a_process_that_is_not_here_is_unknown(tmp_path: Path) -> None:
     assert memory_peak(ID, 0, machine(tmp_path, "", {})) is None
+
+
+SOCKETS = "memory.kmem.tcp.limit_in_bytes"
+
+
+def version_1(root: Path, line: str, place: str) -> Path:
+    """A process 7, and a memory cgroup at that place; its limit."""
+    (root / "proc/7").mkdir(parents=True)
+    (root / "proc/7/cgroup").write_text(f"5:pids:/docker/{ID}\n{line}\n0::/\n")
+    folder = root / "sys/fs/cgroup/memory" / place
+    folder.mkdir(parents=True)
+    (folder / SOCKETS).write_text("9223372036854771712\n")
+    return folder / SOCKETS
+
+
+@pytest.mark.parametrize("controllers", ["memory", "hugetlb,memory", "memory,cpu"])
+def test_sockets_are_bounded_in_the_containers_own_cgroup(tmp_path: Path, controllers: str) -> None:
+    limit = version_1(tmp_path, f"4:{controllers}:/docker/{ID}", f"docker/{ID}")
+    assert has_memory_v1(tmp_path)
+    assert bound_sockets(ID, 7, 65536, tmp_path)
+    assert limit.read_text() == "65536"
+
+
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        ("4:memory:/user", "user"),
+        (f"4:memory_x:/docker/{ID}", f"docker/{ID}"),
+        (f"4:memory:/docker/{ID}", "docker"),
+        (f"4:name=memory:/docker/{ID}", f"docker/{ID}"),
+        ("", f"docker/{ID}"),
+    ],
+    ids=["another's pid", "another controller", "no such cgroup", "a name", "no memory"],
+)
+def test_sockets_of_nobody_else_are_bounded(tmp_path: Path, line: str, place: str) -> None:
+    limit = version_1(tmp_path, line, place)
+    assert not bound_sockets(ID, 7, 65536, tmp_path)
+    assert limit.read_text() == "9223372036854771712\n"
+
+
+def test_a_machine_with_version_2_alone_has_no_such_limit(tmp_path: Path) -> None:
+    assert not has_memory_v1(tmp_path)
+    assert not bound_sockets(ID, 7, 65536, tmp_path)

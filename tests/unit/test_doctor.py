@@ -18,8 +18,9 @@ INFO = {
     "Runtimes": {"runc": {}}, "DefaultRuntime": "runc",
 }  # fmt: skip
 PROBED = {
-    "sandbox": "ready", "memory": "killed", "swap": "same", "oom": "true", "pids": "60/64",
-    "cpu": "0.50/0.70", "nofile": "256/256", "disk": "2048/2048", "inodes": "199/200",
+    "sandbox": "ready", "memory": "killed", "swap": "same", "oom": "true",
+    "sockets": "bounded", "pids": "60/64", "cpu": "0.50/0.70",
+    "nofile": "256/256", "disk": "2048/2048", "inodes": "199/200",
     "shm": "1024/1024", "seccomp": "2", "no_new_privs": "1", "capabilities": "0", "uid": "20001",
     "namespaces": "refused", "root": "refused", "network": "lo", "space": "99999999",
 }  # fmt: skip
