@@ -185,7 +185,7 @@ def _writable(seen: Seen) -> tuple[bool, object]:
 
 
 def _tight(seen: Seen, place: str) -> bool:
-    hidden = "mounts" in unseen_by(seen.spec.runtime)
+    hidden = "options" in unseen_by(seen.spec.runtime)
     return hidden or {"nosuid", "nodev"} <= seen.view.mounts[place].options
 
 

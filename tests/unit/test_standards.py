@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import attrs
 import pytest
 
 from sandboxworker import standards
@@ -112,3 +113,17 @@ def test_a_setting_that_opens_it_fails_its_rows(
 )  # fmt: skip
 def test_what_the_kernel_shows_fails_its_rows(file: str, text: str, fails: set[str]) -> None:
     assert failing(seen({**FILES, file: text})) == fails
+
+
+def test_what_gvisor_does_not_show_of_its_mounts_is_no_failure() -> None:
+    bare = {
+        **FILES,
+        "/proc/self/mountinfo": FILES["/proc/self/mountinfo"].replace(",nosuid,nodev", ""),
+    }
+    spec = build_spec(
+        SandboxPolicy("an/image:1", runtime="runsc"),
+        ImageFacts("an/image:1", "sha256:0"),
+        load("build"),
+    )
+    assert failing(seen(bare)) == {"T5"}
+    assert failing(attrs.evolve(seen(bare), spec=spec)) == set()
