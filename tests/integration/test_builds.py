@@ -27,9 +27,10 @@ from real_master import (
     shell,
     until,
 )
+from runtime import SandboxPolicy
 from twisted.internet import defer, reactor
 
-from sandboxworker import SandboxLatentWorker, SandboxPolicy
+from sandboxworker import SandboxLatentWorker
 
 pytestmark = pytest.mark.engine
 
