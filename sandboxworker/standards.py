@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 
 from sandboxworker.kernelview import View, parse_amount, unseen_by
-from sandboxworker.spec import SECRETS_PATH, ContainerSpec, Identity
+from sandboxworker.spec import ETC_FILES, SECRETS_PATH, ContainerSpec, Identity
 
 CIS, PODS, THREATS = "CIS Docker 5", "Pod Security", "Threat model"
 _STATUS, _KEEPER = "/proc/self/status", "/proc/1/status"
@@ -158,9 +158,17 @@ def _network(seen: Seen) -> tuple[bool, object]:
 def _no_host_paths(seen: Seen) -> tuple[bool, object]:
     binds = [*(seen.setting("Binds") or ()), *(seen.setting("Mounts") or ())]
     others = [place for place in seen.view.mounts if place.endswith(".sock")]
-    disk = {seen.spec.disk.path} if seen.spec.disk else set()
-    found = [bind for bind in binds if not any(path in str(bind) for path in disk)] + others
+    found = [bind for bind in binds if not _is_its_own(bind, seen)] + others
     return not found, found or "no bind and no socket"
+
+
+def _is_its_own(mount: Any, seen: Seen) -> bool:
+    """Its disk, or one of the two files that every container has from its engine."""
+    target = mount.get("Target") if isinstance(mount, Mapping) else None
+    if seen.spec.disk is not None and target == seen.spec.disk.path:
+        return True
+    etc = {f"/etc/{name}" for name in ETC_FILES} if seen.identity.etc else set()
+    return target in etc and mount.get("ReadOnly") is True
 
 
 def _ulimits(seen: Seen) -> tuple[bool, object]:

@@ -34,6 +34,7 @@ from sandboxworker import shells  # noqa: E402
 from sandboxworker.audit import unheard  # noqa: E402
 from sandboxworker.engine.address import resolve  # noqa: E402
 from sandboxworker.engine.docker import DockerEngine  # noqa: E402
+from sandboxworker.engine.etcfiles import VOLUME  # noqa: E402
 from sandboxworker.policy import SandboxPolicy  # noqa: E402
 from sandboxworker.sandbox import Owner, Sandbox  # noqa: E402
 from sandboxworker.seccomp import load  # noqa: E402
@@ -112,9 +113,9 @@ class LeftOver:
         return lines
 
     def _volumes_now(self) -> set[str]:
-        """Those that no container uses."""
+        """Those that no container uses, but for the one that stays by design."""
         found = self._client.volumes(filters={"dangling": True})
-        return {volume["Name"] for volume in found["Volumes"] or ()}
+        return {volume["Name"] for volume in found["Volumes"] or ()} - {VOLUME}
 
     def _volumes_left(self) -> list[str]:
         """The same for a while: a test of another process may just be making or removing one."""

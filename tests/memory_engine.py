@@ -339,6 +339,9 @@ class MemoryEngine:
             self.end_container(container)
         await self._answer("remove")
 
+    async def etc(self, image: str, labels: Mapping[str, str]) -> str:
+        return ""
+
     async def volumes(self, labels: Mapping[str, str]) -> list[Listed]:
         return []
 

@@ -68,12 +68,14 @@ class Host:
     """What an engine says of the machine it runs on.
 
     ``folder``: where it keeps its files; ``processors``: how many a container may use, 0 where
-    they cannot be chosen; ``lsm``: whether it confines containers by AppArmor.
+    they cannot be chosen; ``lsm``: whether it confines containers by AppArmor; ``selinux``: or by
+    SELinux.
     """
 
     folder: str = ""
     processors: int = 0
     lsm: bool = False
+    selinux: bool = False
 
 
 class HostDisk(Protocol):
@@ -143,6 +145,12 @@ class Engine(Protocol):
         """A file system of so many bytes and inodes, whose top directory is ``uid:gid``'s.
 
         Raises `DiskRefused` where this engine, or this process, cannot have one, and `DiskFull`.
+        """
+
+    async def etc(self, image: str, labels: Mapping[str, str]) -> str:
+        """The folder on its host with `spec.ETC_FILES`; empty where it is to make them itself.
+
+        ``image``: any that it has; ``labels``: of what this needs for a moment.
         """
 
     async def image(self, reference: str) -> ImageFacts:

@@ -32,6 +32,7 @@ from twisted.internet import defer
 from sandboxworker import SandboxLatentWorker, SandboxPolicy, housekeeping
 from sandboxworker.auditfile import reading
 from sandboxworker.engine.docker import DockerEngine
+from sandboxworker.engine.etcfiles import VOLUME
 from sandboxworker.identity import ID_FILE, claim, master_id
 from sandboxworker.sandbox import Sandbox
 
@@ -81,7 +82,8 @@ def exists(engine_client: Any, container: str) -> bool:
 
 
 def volumes(engine_client: Any) -> set[str]:
-    return {each["Name"] for each in engine_client.volumes()["Volumes"] or ()}
+    """But for the one that stays by design."""
+    return {each["Name"] for each in engine_client.volumes()["Volumes"] or ()} - {VOLUME}
 
 
 def config() -> dict[str, Any]:

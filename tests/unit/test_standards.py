@@ -15,7 +15,7 @@ from sandboxworker.spec import Identity, ImageFacts, build_spec, create_body
 from sandboxworker.standards import Seen, Verdict
 
 SPEC = build_spec(SandboxPolicy("an/image:1"), ImageFacts("an/image:1", "sha256:0"), load("build"))
-IDENTITY = Identity("sandboxworker-20001", 20001, 20001)
+IDENTITY = Identity("sandboxworker-20001", 20001, 20001, etc="/var/lib/x")
 EMPTY = "0000000000000000"
 STATUS = "Uid:\t{0}\t{0}\t{0}\t{0}\n" + "".join(
     f"Cap{name}:\t{EMPTY}\n" for name in ("Inh", "Prm", "Eff", "Bnd", "Amb")
@@ -65,6 +65,10 @@ def test_every_row_is_there_once_and_in_order() -> None:
         ("CapDrop", [], {"5.3", "capabilities", "T3"}),
         ("CapAdd", ["NET_ADMIN"], {"5.3", "capabilities", "T3"}),
         ("Binds", ["/:/host"], {"5.5", "5.31", "host paths", "volumes", "T2"}),
+        ("Mounts", [{"Target": "/etc/hosts", "ReadOnly": False}],
+         {"5.5", "5.31", "host paths", "volumes", "T2"}),
+        ("Mounts", [{"Target": "/etc/shadow", "ReadOnly": True}],
+         {"5.5", "5.31", "host paths", "volumes", "T2"}),
         ("NetworkMode", "host", {"5.9", "5.29", "host namespaces", "T1"}),
         ("PidMode", "host", {"5.15", "host namespaces"}),
         ("IpcMode", "host", {"5.16", "host namespaces", "T13", "T18"}),
