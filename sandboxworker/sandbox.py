@@ -39,7 +39,7 @@ from sandboxworker.errors import (
 )
 from sandboxworker.limits import Counts
 from sandboxworker.phases import Phases
-from sandboxworker.proof import prove_disk, prove_kernel
+from sandboxworker.proof import prove_disk, prove_image, prove_kernel
 from sandboxworker.resources import Resources
 from sandboxworker.shared import follow
 from sandboxworker.spec import ContainerSpec, Identity, create_body, exec_environ
@@ -262,6 +262,7 @@ class Sandbox:
             self._move(State.CREATED, spec=self.spec.digest)
             self._doing = "inspect container"
             await self._verify(created)
+            await prove_image(self.engine, created.id, self.spec)
             self._phases.over("verify")
             self._doing = "attach"
             self._keeper = await self.engine.attach(created.id, _Keeper(self))

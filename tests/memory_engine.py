@@ -20,6 +20,7 @@ from sandboxworker.engine.interface import (
     STDERR,
     STDOUT,
     Created,
+    Entry,
     ExecRequest,
     Host,
     Listed,
@@ -223,6 +224,7 @@ class MemoryEngine:
     ``mounts_disks``: whether containers have the disks that were made for them.
     ``deaf``: containers stay although their removal was asked for.
     ``out_of_memory``: containers of which `died_of_memory` says so.
+    ``entries``: what its images have, by path.
     """
 
     name = "memory"
@@ -243,6 +245,7 @@ class MemoryEngine:
         self.gates: dict[str, defer.Deferred[None]] = {}
         self.deaf = False
         self.out_of_memory: set[str] = set()
+        self.entries = {"/build": Entry(is_directory=True), "/bin/sh": Entry(is_directory=False)}
         self.calls: list[str] = []
         self.executed: list[ExecRequest] = []
         self.disks: list[MemoryDisk] = []
@@ -309,6 +312,11 @@ class MemoryEngine:
         await self._begin("inspect")
         found = self.containers.get(container)
         return None if found is None else found.inspected(self.dropped)
+
+    async def entry(self, container: str, path: str) -> Entry | None:
+        await self._begin("entry")
+        self._existing("entry", container)
+        return self.entries.get(path)
 
     async def start(self, container: str) -> None:
         await self._begin("start")

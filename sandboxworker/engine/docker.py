@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import attrs
 import docker.errors
 import requests.exceptions
+from docker.utils import decode_json_header
 from twisted.internet import defer, endpoints, ssl, threads
 from twisted.internet.protocol import Factory
 from twisted.python import log
@@ -24,6 +25,7 @@ from sandboxworker.engine.cores import Cores
 from sandboxworker.engine.health import Health
 from sandboxworker.engine.interface import (
     Created,
+    Entry,
     ExecRequest,
     Host,
     HostDisk,
@@ -171,6 +173,15 @@ class DockerEngine:
                 return None
             raise
         return found
+
+    async def entry(self, container: str, path: str) -> Entry | None:
+        try:
+            told = await self._call("look at a path", lambda sdk: _path_stat(sdk, container, path))
+        except EngineRefused as error:
+            if error.status == 404:
+                return None
+            raise
+        return entry_of(told)
 
     async def start(self, container: str) -> None:
         await self._call("start container", lambda sdk: sdk.start(container))
@@ -458,6 +469,26 @@ def image_facts(reference: str, inspected: Mapping[str, Any]) -> ImageFacts:
         os=inspected.get("Os") or "linux",
         architecture=inspected.get("Architecture") or "",
     )
+
+
+def _path_stat(sdk: Any, container: str, path: str) -> Mapping[str, Any]:
+    """In a thread: the SDK itself would fetch what is there as well."""
+    url = sdk._url("/containers/{0}/archive", container)
+    answer = sdk.head(url, params={"path": path}, timeout=sdk.timeout)
+    sdk._raise_for_status(answer)
+    found: Mapping[str, Any] = decode_json_header(answer.headers["X-Docker-Container-Path-Stat"])
+    return found
+
+
+#: Bits of a mode in a path's stat (Go's ``io/fs.FileMode``).
+_DIRECTORY, _LINK = 1 << 31, 1 << 27
+
+
+def entry_of(stat: Mapping[str, Any]) -> Entry:
+    """The facts in a path's stat (Docker Engine API, ``ContainerArchiveInfo``)."""
+    mode = int(stat["mode"])
+    link = str(stat.get("linkTarget") or "?") if mode & _LINK else ""
+    return Entry(bool(mode & _DIRECTORY), link)
 
 
 def host_facts(info: Mapping[str, Any]) -> Host:

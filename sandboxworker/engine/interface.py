@@ -78,6 +78,14 @@ class Host:
     selinux: bool = False
 
 
+@attrs.frozen
+class Entry:
+    """What stands at a path of an image; ``link``: where it leads, empty for what is no link."""
+
+    is_directory: bool
+    link: str = ""
+
+
 class HostDisk(Protocol):
     """A file system of fixed size on the engine's host, for one sandbox (see `Engine.new_disk`)."""
 
@@ -161,6 +169,12 @@ class Engine(Protocol):
 
     async def inspect(self, container: str) -> Mapping[str, Any] | None:
         """What the engine says of a container; None where there is none."""
+
+    async def entry(self, container: str, path: str) -> Entry | None:
+        """What a created container's image has at an absolute path, None for nothing.
+
+        Links on the way to it are followed, one at its end is not.
+        """
 
     async def attach(self, container: str, receiver: StreamReceiver) -> Stream:
         """Attach to the container's own stdin and stdout."""

@@ -172,6 +172,18 @@ async def test_container_that_is_not_there_is_inspected_as_none(world: World) ->
 
 
 @pytest_twisted.ensureDeferred
+async def test_what_an_image_has_at_a_path_is_told_before_the_start(world: World) -> None:
+    created = await world.create()
+    directory = await world.engine.entry(created.id, "/build")
+    program = await world.engine.entry(created.id, "/bin/sh")
+    assert directory is not None
+    assert directory.is_directory
+    assert program is not None
+    assert not program.is_directory
+    assert await world.engine.entry(created.id, "/no/such/place") is None
+
+
+@pytest_twisted.ensureDeferred
 async def test_containers_are_listed_by_all_their_labels(world: World) -> None:
     mark = secrets.token_hex(6)
     one = await world.create(mark=mark, number="1")
