@@ -13,7 +13,13 @@ from twisted.internet import defer
 from sandboxworker import kernelview
 from sandboxworker.engine.exitcode import exit_code
 from sandboxworker.engine.interface import STDOUT, Engine, Entry, ExecRequest
-from sandboxworker.errors import DiskRefused, ExecFailed, ImageRefused, NotConformant
+from sandboxworker.errors import (
+    DiskRefused,
+    DiskUnbounded,
+    ExecFailed,
+    ImageRefused,
+    NotConformant,
+)
 from sandboxworker.kept import Kept
 from sandboxworker.policy import MIB
 from sandboxworker.spec import ContainerSpec, Disk, Identity, Tmpfs
@@ -119,7 +125,7 @@ async def prove_disk(
     """Write to a small disk until it refuses, once for each engine and runtime.
 
     ``probe`` makes a sandbox of a spec. Raises `DiskRefused` where this process is not on the
-    engine's host, or where a limit does not hold.
+    engine's host, `DiskUnbounded` where a limit does not hold.
     """
     what = f"disk {spec.runtime or ''}"
     if engine.proven.holds(what):
@@ -140,7 +146,7 @@ async def prove_disk(
     filled = await _inside(engine, probe(_with_small_disk(spec)), fill, reactor)
     fault = disk_fault(filled)
     if fault:
-        raise DiskRefused(engine.name, fault)
+        raise DiskUnbounded(engine.name, fault)
     engine.proven.note(what)
 
 

@@ -10,13 +10,13 @@ import attrs
 import pytest
 import pytest_twisted
 from memory_engine import IMAGE, Command, MemoryEngine, Recorder, within
+from runtime import SandboxPolicy
 from twisted.internet import reactor, task
 
 from sandboxworker.conformance import deviations
 from sandboxworker.engine.docker import DockerEngine
 from sandboxworker.engine.interface import Created, Engine, ExecRequest
 from sandboxworker.errors import EngineRefused, ImageNotFound
-from sandboxworker.policy import SandboxPolicy
 from sandboxworker.sandbox import Owner
 from sandboxworker.seccomp import load
 from sandboxworker.spec import Identity, build_spec, create_body

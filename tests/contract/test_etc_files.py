@@ -12,13 +12,13 @@ import pytest
 import pytest_twisted
 from bad_engine import BadEngine, refusal
 from memory_engine import within
+from runtime import SandboxPolicy
 from twisted.internet import reactor
 
 from sandboxworker.engine.address import EngineAddress, resolve
 from sandboxworker.engine.docker import DockerEngine, host_facts
 from sandboxworker.engine.etcfiles import VOLUME
 from sandboxworker.errors import EngineRefused, NotConformant
-from sandboxworker.policy import SandboxPolicy
 from sandboxworker.process import run
 from sandboxworker.sandbox import Owner, Sandbox
 from sandboxworker.seccomp import load

@@ -102,11 +102,9 @@ async def test_look_without_an_end_is_given_up(make_sandbox: Any, engine: Docker
 
 
 @pytest_twisted.ensureDeferred
-async def test_gvisor_passes_with_what_it_shows(make_sandbox: Any, engine_client: Any) -> None:
-    if "runsc" not in engine_client.info()["Runtimes"]:
-        pytest.skip("the engine does not know runsc")
+async def test_gvisor_passes_with_what_it_shows(make_sandbox: Any, gvisor: str) -> None:
     for backing in ("tmpfs", "disk"):
-        sandbox = await make_sandbox(runtime="runsc", disk="16m", disk_backing=backing)
+        sandbox = await make_sandbox(runtime=gvisor, disk="16m", disk_backing=backing)
         assert sandbox.is_ready
 
 

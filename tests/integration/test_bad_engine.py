@@ -28,9 +28,10 @@ from real_master import (
     shell,
     until,
 )
+from runtime import SandboxPolicy
 from twisted.internet import defer, reactor, threads
 
-from sandboxworker import SandboxLatentWorker, SandboxPolicy, housekeeping, reaper, sandbox
+from sandboxworker import SandboxLatentWorker, housekeeping, reaper, sandbox
 from sandboxworker.engine import docker as docker_engine
 from sandboxworker.engine.address import resolve
 from sandboxworker.engine.docker import MAX_THREADS

@@ -10,8 +10,9 @@ import pytest_twisted
 from buildbot.plugins import steps, util, worker
 from conftest import BUSYBOX, DEBIAN
 from real_master import configuration, pause, running_master, shell, until
+from runtime import SandboxPolicy
 
-from sandboxworker import SandboxLatentWorker, SandboxPolicy
+from sandboxworker import SandboxLatentWorker
 
 pytestmark = pytest.mark.engine
 

@@ -28,9 +28,10 @@ from real_master import (
     shell,
     until,
 )
+from runtime import SandboxPolicy
 from twisted.internet import defer, reactor
 
-from sandboxworker import SandboxLatentWorker, SandboxPolicy
+from sandboxworker import SandboxLatentWorker
 from sandboxworker.commands import base
 
 pytestmark = pytest.mark.engine

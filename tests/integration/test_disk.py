@@ -8,8 +8,9 @@ import pytest
 import pytest_twisted
 from conftest import loop_files
 from real_master import one_builder_each, running_master, shell
+from runtime import SandboxPolicy
 
-from sandboxworker import SandboxLatentWorker, SandboxPolicy
+from sandboxworker import SandboxLatentWorker
 
 pytestmark = pytest.mark.engine
 DISK = SandboxPolicy(

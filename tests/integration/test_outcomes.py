@@ -23,9 +23,10 @@ from real_master import (
     shell,
     until,
 )
+from runtime import SandboxPolicy
 from twisted.internet import defer
 
-from sandboxworker import SandboxLatentWorker, SandboxPolicy
+from sandboxworker import SandboxLatentWorker
 
 pytestmark = pytest.mark.engine
 

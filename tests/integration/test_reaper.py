@@ -27,9 +27,10 @@ from real_master import (
     shell,
     until,
 )
+from runtime import SandboxPolicy
 from twisted.internet import defer
 
-from sandboxworker import SandboxLatentWorker, SandboxPolicy, housekeeping
+from sandboxworker import SandboxLatentWorker, housekeeping
 from sandboxworker.auditfile import reading
 from sandboxworker.engine.docker import DockerEngine
 from sandboxworker.engine.etcfiles import VOLUME

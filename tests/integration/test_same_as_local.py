@@ -14,8 +14,9 @@ from buildbot.process.remotecommand import RemoteCommand
 from buildbot.steps.worker import CompositeStepMixin
 from conftest import BUSYBOX, DEBIAN
 from real_master import BuildResult, RealMaster, configuration
+from runtime import SandboxPolicy
 
-from sandboxworker import SandboxLatentWorker, SandboxPolicy
+from sandboxworker import SandboxLatentWorker
 
 pytestmark = pytest.mark.engine
 

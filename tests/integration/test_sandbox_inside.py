@@ -16,8 +16,9 @@ import pytest
 import pytest_twisted
 from buildbot.plugins import steps
 from real_master import BuildResult, RealMaster, one_builder_each, running_master, shell, until
+from runtime import SandboxPolicy
 
-from sandboxworker import SandboxLatentWorker, SandboxPolicy
+from sandboxworker import SandboxLatentWorker
 
 pytestmark = pytest.mark.engine
 

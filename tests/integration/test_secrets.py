@@ -16,8 +16,9 @@ from buildbot.plugins import steps, util
 from buildbot.process.factory import BuildFactory
 from buildbot.secrets.providers.file import SecretInAFile
 from real_master import BuildResult, RealMaster, one_builder_each, running_master, shell, until
+from runtime import SandboxPolicy
 
-from sandboxworker import SandboxLatentWorker, SandboxPolicy
+from sandboxworker import SandboxLatentWorker
 
 pytestmark = pytest.mark.engine
 
