@@ -42,6 +42,10 @@ POLICIES = {
 }
 
 
+#: Names what is among the secrets.
+LOOK = "cd /run/secrets && ls -A; echo looked"
+
+
 @pytest_twisted.async_yield_fixture(scope="module")
 async def master(
     engine_client: Any, left_over: Any, tmp_path_factory: Any
@@ -133,7 +137,7 @@ async def test_a_secret_stands_nowhere_but_in_its_file_and_goes_with_the_contain
     for text in (json.dumps(known), json.dumps(image), json.dumps(engine_client.history(DEBIAN))):
         assert VALUES["token"] not in text
     assert build["hold"].out.split() == ["0", "looked"]
-    after = await master.run("debian", [shell("cd /run/secrets && ls -A; echo looked", "look")])
+    after = await master.run("debian", [shell(LOOK, "look")])
     assert after["look"].out == "looked"
 
 
@@ -142,7 +146,7 @@ async def test_a_secret_is_removed_after_its_steps_and_others_do_not_see_it(
     master: RealMaster,
 ) -> None:
     factory = with_secrets([("/run/secrets/token", util.Secret("token"))], shell("true", "in"))
-    factory.addStep(shell("cd /run/secrets && ls -A; echo looked", "after"))
+    factory.addStep(shell(LOOK, "after"))
     build = await master.run("debian", factory)
     assert build.result == "success", build.log
     assert build["after"].out == "looked"
@@ -163,9 +167,7 @@ async def test_a_secret_that_the_policy_does_not_release_is_refused_with_the_way
 ) -> None:
     build = await master.run(
         builder,
-        with_secrets(
-            [("/run/secrets/x", content)], shell("cd /run/secrets && ls -A; echo looked", "ls")
-        ),
+        with_secrets([("/run/secrets/x", content)], shell(LOOK, "ls")),
     )
     assert build.result == "failure"
     refused = populating(build)
