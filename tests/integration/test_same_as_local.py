@@ -113,7 +113,10 @@ def shell_steps(_out: Path) -> list[Any]:
         steps.StringDownload("text", workerdest="d/s.txt", mode=0o640),
         steps.JSONStringDownload({"a": 1}, workerdest="j.json"),
         steps.JSONPropertiesDownload(workerdest="p.json", hideStepIf=True),
-        steps.ShellCommand(command="cat d/s.txt j.json; ls -l d | cut -c1-10", name="downloaded"),
+        steps.ShellCommand(
+            command="cat d/s.txt j.json; find d -mindepth 1 -printf '%M\\n' | sort",
+            name="downloaded",
+        ),
     ]
 
 
