@@ -26,8 +26,13 @@ LEAST = {"memory": "256m", "pids": 1024}
 DIFFERENCES = {
     "environment": "a command that is given no environment sees the container's own",
     "bomb": "a fork bomb ends the whole sandbox, as gVisor gives up where it gets no process",
+    "inodes": "files are not counted",
+    "keeper": "the keeper's environment and memory can be read, and hold nothing",
+    "kernel": "of its own kernel it shows no cgroup, no limits, no `NoNewPrivs`",
+    "memory": "exceeded, the whole sandbox ends",
     "statx": "GNU `ls NAME` and `stat` fail with Invalid argument",
     "pipes": "the pipe of another process cannot be written to through `/proc/PID/fd`",
+    "terminal": "`tty` does not find the name of a terminal",
 }
 
 

@@ -85,7 +85,7 @@ class Composed:
         self._environ = {**os.environ, "DOCKER_GROUP": str(group)}
 
     def __call__(self, *arguments: str, stdin: str = "") -> str:
-        command = ["docker-compose", "--no-ansi", *self._files, *self._project, *arguments]
+        command = ["docker-compose", "--ansi", "never", *self._files, *self._project, *arguments]
         return ran(*command, environ=self._environ, stdin=stdin)
 
 
@@ -140,7 +140,7 @@ def test_a_master_in_it_builds_in_sandboxes_beside_it(
     composed("run", "--rm", "-T", "master", buildbot, "checkconfig", "/master")
     composed("up", "-d")
     told = composed("exec", "-T", "master", PYTHON, "-c", ASK)
-    assert told.split("\n")[:2] == ["active True", "build successful"], composed("logs")
+    assert told.splitlines() == ["active True", "build successful"], composed("logs")
     assert composed("exec", "-T", "master", "id", "-u").strip() == "10001"
     composed("stop")
     left = engine_client.containers(filters={"label": "sandboxworker.worker=sandbox-1"})
