@@ -205,35 +205,6 @@ async def test_a_bomb_stays_in_its_sandbox(site: Site, bomb: Bomb) -> None:
     record(bomb, before, during, await site.figures(), most, peak)
 
 
-#: 900 sockets that hold 200 KiB each, where the kernel lets them.
-DATAGRAMS = """
-import socket
-sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-sender.setblocking(False)
-held = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(900)]
-for one in held:
-    one.bind(("127.0.0.1", 0))
-    try:
-        for _ in range(9): sender.sendto(bytes(60000), one.getsockname())
-    except OSError: pass
-print("sent")
-"""
-
-
-@pytest_twisted.ensureDeferred
-async def test_what_waits_in_sockets_is_bounded_by_the_memory(site: Site) -> None:
-    policy = attrs.evolve(POLICY, memory="32m", disk="1m", tmp="1m", shm="1m")
-    sandbox = await site.sandbox(policy)
-    memory = site.group(sandbox, "memory")
-    done = await within(SECONDS, run(sandbox, ("python3", "-c", DATAGRAMS)))
-    peak = read(memory, "memory.max_usage_in_bytes", "memory.peak")
-    assert done.stdout == b"sent\n", done
-    assert peak <= policy.cgroup_memory
-    assert in_sockets(memory) <= policy.cgroup_memory
-    held = in_sockets(memory) or peak
-    assert held > policy.cgroup_memory / 2, "the test sent nothing that waits"
-
-
 def record(bomb: Bomb, before: Figures, during: Figures, after: Figures, *own: int) -> None:
     """A row for the document, where one is asked for."""
     name = os.environ.get("SANDBOXWORKER_TEST_RECORD")
