@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from vm import initrd, machine, packages
+from vm import acceleration, initrd, machine, packages
+from vm.acceleration import KVM, TCG
 from vm.console import Console, Outcome
 
 WORD = "5f0c"
@@ -81,7 +82,7 @@ def test_machine_that_hangs_is_ended() -> None:
 
 
 def test_machine_is_ended_with_whoever_started_it(tmp_path: Path) -> None:
-    words = machine.command(tmp_path, [])
+    words = machine.command(tmp_path, [], TCG.options)
     assert words[:3] == ["setpriv", "--pdeathsig", "KILL"]
     program = [*words[:3], "sleep", "1000"]
     script = f"import subprocess; print(subprocess.Popen({program!r}).pid, flush=True); input()"
@@ -106,6 +107,53 @@ def _program(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_text().partition("\0")[0]
     except OSError:
         return ""
+
+
+# ---- its processor -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wanted", "refusal", "chosen"),
+    [
+        ("auto", None, (KVM, None)),
+        ("auto", "no such device", (TCG, "no such device")),
+        ("kvm", "no such device", (KVM, None)),
+        ("tcg", None, (TCG, None)),
+    ],
+)
+def test_machine_is_emulated_where_it_must_be_or_shall_be(
+    wanted: str, refusal: str | None, chosen: object
+) -> None:
+    assert acceleration.choose(wanted, lambda: refusal) == chosen
+
+
+def test_device_that_does_not_open_is_no_acceleration(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(acceleration, "DEVICE", tmp_path / "kvm")
+    assert acceleration.kvm_refusal(tmp_path) == f"{tmp_path}/kvm: No such file or directory"
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("print('Kernel panic: VFS: Unable to mount root fs on unknown-block(0,0)')", None),
+        ("print('failed to set MSR'); exit(6)", "exit code 6, failed to set MSR"),
+        ("pass", "exit code 0, it said nothing"),
+        ("import time; time.sleep(1000)", "does not boot within 5 s"),
+    ],
+    ids=["boots", "is refused", "says nothing", "hangs"],
+)
+def test_acceleration_is_what_boots_a_kernel(script: str, reason: str | None) -> None:
+    told = acceleration.trial([sys.executable, "-uc", script], seconds=5)
+    assert told is None if reason is None else reason in (told or "")
+
+
+def test_trial_machine_has_a_kernel_and_no_disk(tmp_path: Path) -> None:
+    words = acceleration.trial_command(KVM, tmp_path / "vmlinuz")
+    assert words[words.index("-accel") + 1] == "kvm"
+    assert words[words.index("-kernel") + 1] == f"{tmp_path}/vmlinuz"
+    assert not {"-drive", "-initrd"} & set(words)
 
 
 # ---- its disks -----------------------------------------------------------------------------------
