@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from vm import acceleration, initrd, machine, packages
+from vm import acceleration, initrd, machine, packages, tasks
 from vm.acceleration import KVM, TCG
 from vm.console import Console, Outcome
 
@@ -107,6 +107,20 @@ def _program(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_text().partition("\0")[0]
     except OSError:
         return ""
+
+
+# ---- what it does --------------------------------------------------------------------------------
+
+
+def test_tests_are_run_with_their_variables_and_arguments_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "pytest").write_text('#!/bin/sh\nprintf \'<%s>\' "$A" "$@"; exit 3\n')
+    (tmp_path / "pytest").chmod(0o755)
+    task = tasks.tests(["-k", "a or $b"], {"A": "1 $2"}).replace("/payload/project", "/")
+    script = f"docker_engine() {{ :; }}\n{task}"
+    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(["sh", "-c", script], env=environ, stdout=-1, text=True, check=False)
+    assert done.stdout == "<1 $2><-p><no:cacheprovider><-k><a or $b>"
+    assert done.returncode == 3
 
 
 # ---- its processor -------------------------------------------------------------------------------
