@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from vm import acceleration, initrd, machine, packages, tasks
+from vm.__main__ import main
 from vm.acceleration import KVM, TCG
 from vm.console import Console, Outcome
 
@@ -107,6 +108,19 @@ def _program(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_text().partition("\0")[0]
     except OSError:
         return ""
+
+
+# ---- where there can be none ---------------------------------------------------------------------
+
+
+def test_only_who_asks_for_it_may_do_without_the_machine(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(packages, "is_possible", lambda: False)
+    assert main(["--short"]) == 1
+    assert capsys.readouterr().err.startswith("error: the virtual machine is made for x86-64")
+    assert main(["--short", "--if-possible"]) == 0
+    assert capsys.readouterr().out.startswith("SKIPPED: no test runs in a virtual machine (")
 
 
 # ---- what it does --------------------------------------------------------------------------------

@@ -36,6 +36,9 @@ _READ_ONLY, _FORGOTTEN, _WRITTEN = "readonly=on", "snapshot=on,cache=unsafe", "c
 def main(arguments: Sequence[str]) -> int:
     wanted = _parser().parse_args(arguments)
     missing = _missing()
+    if missing and wanted.if_possible:
+        print(f"SKIPPED: no test runs in a virtual machine ({missing})", flush=True)
+        return 0
     if missing:
         print(f"error: {missing}", file=sys.stderr)
         return 1
@@ -55,6 +58,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Run tests in a virtual machine with Debian's own kernel.",
     )
     parser.add_argument("--short", action="store_true", help="a small selection, for every run")
+    parser.add_argument(
+        "--if-possible", action="store_true", help="no fault where QEMU is not installed; said so"
+    )
     parser.add_argument("--minutes", type=float, help="until the machine is switched off")
     parser.add_argument(
         "--accel",
