@@ -102,11 +102,7 @@ def _run(wanted: argparse.Namespace) -> int:
 
 def _environ(accel: Acceleration, runtime: str | None) -> dict[str, object]:
     """What the tests in there are told by variables."""
-    environ = {
-        "SANDBOXWORKER_SLOW": accel.slow,
-        "SANDBOXWORKER_VM": 1,
-        "PYTHONDONTWRITEBYTECODE": 1,
-    }
+    environ = {"SANDBOXWORKER_SLOW": accel.slow, "SANDBOXWORKER_VM": 1}
     return {**environ, "SANDBOXWORKER_RUNTIME": runtime} if runtime else environ
 
 
