@@ -429,8 +429,12 @@ class Sandbox:
 
     async def _limit_processes(self, limit: int) -> Exception | None:
         """Why the engine did not change the limit, which the kernel has by then; None if it did."""
+        changing = defer.ensureDeferred(self.engine.limit_processes(str(self._container), limit))
+        changing.addTimeout(KILL_DEADLINE, self.reactor)
         try:
-            await self.engine.limit_processes(str(self._container), limit)
+            await changing
+        except defer.TimeoutError:
+            return EngineTimeout(self.engine.name, "update", KILL_DEADLINE)
         except EngineError as error:
             return error
         return None
