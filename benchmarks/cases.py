@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import floor
 from buildbot.plugins import steps
 from masters import (
     DEMAND,
@@ -66,6 +67,9 @@ class Setting:
     worker_image: str
     rounds: int
 
+
+#: The engine without Buildbot and without us.
+ALONE = "the engine alone"
 
 Case = Callable[[Setting], Awaitable[Outcome]]
 
@@ -230,6 +234,7 @@ async def transfer(setting: Setting) -> Outcome:
         async with running(config) as bench:
             _, downs = await _each_kind(bench, kinds, "down", 2, warm=0)
             _, ups = await _each_kind(bench, kinds, "up", 2, warm=0)
+    downs[ALONE], ups[ALONE] = floor.transfer(setting.client, 500, 3)
     return Outcome(
         "s",
         {
@@ -237,8 +242,9 @@ async def transfer(setting: Setting) -> Outcome:
             **{f"{kind}, upload": each for kind, each in ups.items()},
         },
         tuple(
-            Ratio(f"500 MB {way}, ready ÷ LocalWorker", f"{READY}, {way}", f"{LOCAL}, {way}", 1.0)
+            Ratio(f"500 MB {way}, {of} ÷ {by}", f"{of}, {way}", f"{by}, {way}", target)
             for way in ("download", "upload")
+            for of, by, target in ((READY, LOCAL, 1.0), (ALONE, LOCAL, None))
         ),
     )
 
@@ -272,6 +278,7 @@ async def throughput(setting: Setting) -> Outcome:
                 note(rates, name, 60 * builds / seconds)
                 each = (cpu_seconds() - before) / builds
                 note(rates, f"{name}, master's CPU s a build", each)
+    note(rates, f"{ALONE}, containers", floor.containers_a_minute(setting.client, 60))
     return Outcome(
         "builds a minute",
         rates,
@@ -282,6 +289,11 @@ async def throughput(setting: Setting) -> Outcome:
                 f"{DOCKER}, 16 workers",
                 2.5,
                 least=True,
+            ),
+            Ratio(
+                "16 workers, LocalWorker ÷ DockerLatentWorker",
+                f"{LOCAL}, 16 workers",
+                f"{DOCKER}, 16 workers",
             ),
             Ratio(
                 "16 workers, on demand ÷ DockerLatentWorker",

@@ -213,6 +213,10 @@ class DiskRefused(EngineError):
         )
 
 
+class DiskUnbounded(DiskRefused):
+    """A workspace on disk took more bytes, or more files, than it was made for."""
+
+
 class DiskFull(EngineError):
     """The engine's host has no room for one more workspace."""
 

@@ -178,6 +178,11 @@ class Housekeeping(ReconfigurableServiceMixin, SharedService):
         standby = self._standbys.get(address)
         return None if standby is None else standby.take(spec)
 
+    def has_ready(self, address: EngineAddress, spec: ContainerSpec) -> bool:
+        """Whether a sandbox that is exactly this is ready."""
+        standby = self._standbys.get(address)
+        return standby is not None and standby.has(spec)
+
     def ready_on(self, address: EngineAddress) -> int:
         """How many sandboxes wait for a build on this engine."""
         return self._standbys[address].ready if address in self._standbys else 0

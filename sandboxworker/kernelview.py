@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 
 from sandboxworker.conformance import Deviation
-from sandboxworker.spec import DISK_TYPE, ContainerSpec, Identity
+from sandboxworker.spec import DISK_TYPE, ETC_FILES, ContainerSpec, Identity
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 #: Numbers of the namespaces that a machine starts with (Linux, ``include/linux/proc_ns.h``).
@@ -28,6 +28,7 @@ _CGROUP = "/sys/fs/cgroup"
 _FILES = (
     *(_STATUS, _KEEPER, "/proc/self/mountinfo", "/proc/self/limits", _BOOT_ID, _APPARMOR),
     *("/proc/net/dev", "/proc/net/if_inet6"),
+    *(f"/etc/{name}" for name in ETC_FILES),
     *(f"{_CGROUP}/{name}" for name in ("memory.max", "memory.swap.max", "pids.max", "cpu.max")),
     *(f"{_CGROUP}/memory/memory.{name}_in_bytes" for name in ("limit", "memsw.limit")),
     *(f"{_CGROUP}/cpu/cpu.cfs_{name}_us" for name in ("quota", "period")),
@@ -357,6 +358,13 @@ def _network(view: View, expected: Expected) -> Iterable[Deviation]:
     yield from _unless(is_so, "IPv6 addresses", ["::1"], addresses)
 
 
+def _names(view: View, expected: Expected) -> Iterable[Deviation]:
+    """Where the files are ours: they lie where others may have been."""
+    for name, text in ETC_FILES.items() if expected.identity.etc else ():
+        seen = view.files.get(f"/etc/{name}", "")
+        yield from _unless(_lines(view, f"/etc/{name}") == text.splitlines(), name, text, seen)
+
+
 def _lines(view: View, file: str) -> list[str]:
     return [line for line in view.files.get(file, "").splitlines() if line.strip()]
 
@@ -382,6 +390,7 @@ CHECKS: Mapping[str, Callable[[View, Expected], Iterable[Deviation]]] = {
     "namespaces": _namespaces,
     "limits": _limits,
     "network": _network,
+    "names": _names,
     "lsm": _lsm,
 }
 

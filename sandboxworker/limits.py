@@ -113,10 +113,14 @@ def full(df: str, policy: SandboxPolicy) -> Iterator[Strike]:
 
 
 def _without_any_left(table: str, known: dict[str, str]) -> Iterator[str]:
-    """The mount points of a ``df -P`` whose fourth column is nothing."""
+    """The mount points of a ``df -P`` that have some, and none left in the fourth column.
+
+    gVisor counts no inodes, and has 0 of them.
+    """
     for line in table.splitlines():
         columns = line.split(None, 5)
-        if len(columns) == 6 and columns[3] == "0" and columns[5] in known:
+        has_none_left = len(columns) == 6 and columns[1] != "0" and columns[3] == "0"
+        if has_none_left and columns[5] in known:
             yield columns[5]
 
 

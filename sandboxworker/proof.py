@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import attrs
@@ -12,8 +12,14 @@ from twisted.internet import defer
 
 from sandboxworker import kernelview
 from sandboxworker.engine.exitcode import exit_code
-from sandboxworker.engine.interface import STDOUT, Engine, ExecRequest
-from sandboxworker.errors import DiskRefused, ExecFailed, NotConformant
+from sandboxworker.engine.interface import STDOUT, Engine, Entry, ExecRequest
+from sandboxworker.errors import (
+    DiskRefused,
+    DiskUnbounded,
+    ExecFailed,
+    ImageRefused,
+    NotConformant,
+)
 from sandboxworker.kept import Kept
 from sandboxworker.policy import MIB
 from sandboxworker.spec import ContainerSpec, Disk, Identity, Tmpfs
@@ -57,6 +63,37 @@ class Probe(Protocol):
         """End it."""
 
 
+async def prove_image(engine: Engine, container: str, spec: ContainerSpec) -> None:
+    """See that no link of an image leads a mount elsewhere, once for each image and workspace.
+
+    ``container`` is created and not started: some engines cannot start it, others mount over what
+    the link leads to. Raises `ImageRefused` with every such link.
+    """
+    what = f"places {spec.image_id} {spec.workspace}"
+    if engine.proven.holds(what):
+        return
+    found = {place: await engine.entry(container, place) for place in _mount_points(spec)}
+    faults = [fault for place, entry in found.items() if (fault := _place_fault(place, entry))]
+    if faults:
+        raise ImageRefused(spec.image, faults)
+    engine.proven.note(what)
+
+
+def _mount_points(spec: ContainerSpec) -> list[str]:
+    """What is mounted over, and all above it."""
+    places = {"/proc", "/sys", "/dev/shm", spec.workspace, *(mount.path for mount in spec.tmpfs)}
+    above = {str(parent) for place in places for parent in PurePosixPath(place).parents}
+    return sorted((places | above) - {"/"})
+
+
+def _place_fault(place: str, entry: Entry | None) -> str:
+    """What the image has there is a directory, or nothing; else what is wrong."""
+    if entry is None or entry.is_directory:
+        return ""
+    what = f"a link to {entry.link}" if entry.link else "no directory"
+    return f"{place} is {what}, and a sandbox has a place of its own there"
+
+
 async def prove_kernel(
     engine: Engine, container: str, spec: ContainerSpec, identity: Identity, reactor: Any
 ) -> None:
@@ -64,7 +101,8 @@ async def prove_kernel(
 
     Raises `NotConformant` with every deviation.
     """
-    if engine.proven.holds(spec.digest):
+    what = proved_by(spec, identity)
+    if engine.proven.holds(what):
         return
     look = ("/bin/sh", "-c", kernelview.LOOK, "sh", *kernelview.LOOKED_AT)
     view = kernelview.parse(await ask(engine, container, identity.user, look, reactor))
@@ -73,7 +111,12 @@ async def prove_kernel(
     found = kernelview.kernel_deviations(view, expected)
     if found:
         raise NotConformant(engine.name, map(str, found))
-    engine.proven.note(spec.digest)
+    engine.proven.note(what)
+
+
+def proved_by(spec: ContainerSpec, identity: Identity) -> str:
+    """What one look shows for all sandboxes that are made alike."""
+    return f"{spec.digest} {identity.etc}"
 
 
 async def prove_disk(
@@ -82,7 +125,7 @@ async def prove_disk(
     """Write to a small disk until it refuses, once for each engine and runtime.
 
     ``probe`` makes a sandbox of a spec. Raises `DiskRefused` where this process is not on the
-    engine's host, or where a limit does not hold.
+    engine's host, `DiskUnbounded` where a limit does not hold.
     """
     what = f"disk {spec.runtime or ''}"
     if engine.proven.holds(what):
@@ -103,7 +146,7 @@ async def prove_disk(
     filled = await _inside(engine, probe(_with_small_disk(spec)), fill, reactor)
     fault = disk_fault(filled)
     if fault:
-        raise DiskRefused(engine.name, fault)
+        raise DiskUnbounded(engine.name, fault)
     engine.proven.note(what)
 
 

@@ -1,4 +1,4 @@
-"""What a sandbox takes of its host beside its uid: the processors it runs on, a disk."""
+"""What a sandbox takes of its host beside its uid: processors, a disk, its files in /etc."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class Resources:
         if (disk := self._spec.disk) is not None:
             self._disk = await self._engine.new_disk(disk.size, disk.inodes, identity.user)
         device = self._disk.device if self._disk is not None else ""
-        return attrs.evolve(identity, device=device, cpuset=self._cpuset)
+        etc = await self._engine.etc(self._spec.image_id, dict(identity.labels))
+        return attrs.evolve(identity, device=device, cpuset=self._cpuset, etc=etc)
 
     def started(self) -> None:
         """The container runs, and its end is now the disk's end.

@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 from twisted.internet import defer, task
+from twisted.python.failure import Failure
 
 from sandboxworker.audit import Audit, Event, unheard
 from sandboxworker.conformance import deviations
@@ -38,7 +39,7 @@ from sandboxworker.errors import (
 )
 from sandboxworker.limits import Counts
 from sandboxworker.phases import Phases
-from sandboxworker.proof import prove_disk, prove_kernel
+from sandboxworker.proof import prove_disk, prove_image, prove_kernel
 from sandboxworker.resources import Resources
 from sandboxworker.shared import follow
 from sandboxworker.spec import ContainerSpec, Identity, create_body, exec_environ
@@ -156,6 +157,7 @@ class Sandbox:
         self._is_probe = False
         self._audit = audit
         self._waits = waits
+        self._runs = False
         self._ready_at: float | None = None
         self._phases = Phases(reactor.seconds)
         self._identity: Identity | None = None
@@ -234,7 +236,20 @@ class Sandbox:
         self._phases.begin()
         self._starting = defer.ensureDeferred(self._start())
         self._starting.addTimeout(START_DEADLINE, self.reactor, self._start_timed_out)
+        self._starting.addErrback(self._not_started)
         return self._starting
+
+    def _not_started(self, failure: Failure) -> Failure:
+        if self._lost is None and isinstance(failure.value, Exception):
+            self._lost = failure.value
+        return failure
+
+    async def started(self) -> None:
+        """Wait until it is ready, or raise what keeps it from that; any number of times."""
+        if self._starting is not None and not self._starting.called:
+            await _settled(self._starting)
+        if self.state is not State.READY:
+            raise self._lost or SandboxGone(self.id, self.state.value)
 
     def _start_timed_out(self, _result: Any, _seconds: float) -> Any:
         raise StartTimeout(self.id, self.engine.name, self._doing, START_DEADLINE)
@@ -250,6 +265,7 @@ class Sandbox:
             self._move(State.CREATED, spec=self.spec.digest)
             self._doing = "inspect container"
             await self._verify(created)
+            await prove_image(self.engine, created.id, self.spec)
             self._phases.over("verify")
             self._doing = "attach"
             self._keeper = await self.engine.attach(created.id, _Keeper(self))
@@ -257,8 +273,8 @@ class Sandbox:
             self._doing = "start container"
             await self.engine.start(created.id)
             self._phases.over("start")
-            if not self._waits:
-                self._start_clock()
+            self._runs = True
+            self._start_clock()
             self._doing = "prove the limits"
             await self._prove(created)
             if self._lost is not None:
@@ -277,10 +293,15 @@ class Sandbox:
         """
         self._require(State.READY)
         self.owner, self._audit, waited = owner, audit, round(self.age, 3)
-        self._start_clock()
+        self.adopt()
         self.record(
             "sandbox.claimed", engine=self.engine.name, container=self._container, waited=waited
         )
+
+    def adopt(self) -> None:
+        """A build has asked for it: the build's time begins, or will when the container runs."""
+        self._waits = 0.0
+        self._start_clock()
 
     async def _create(self) -> Created:
         for _ in range(_UID_ATTEMPTS):
@@ -352,6 +373,9 @@ class Sandbox:
     # deadline
 
     def _start_clock(self) -> None:
+        """From when it runs and is a build's."""
+        if not self._runs or self._waits or self._timer is not None:
+            return
         self._timer = self.reactor.callLater(self.spec.max_runtime, self._deadline)
 
     def _deadline(self) -> None:

@@ -1,7 +1,7 @@
 """A running sandbox held against standards that others wrote: one row for each, with what was seen.
 
 Pure: the engine's inspect answer and a process's own view in, rows out.
-The CIS Docker Benchmark's section 5 is numbered as in its version 1.3; the Pod Security Standards
+The CIS Docker Benchmark's section 5 is numbered as in its version 1.6.0; the Pod Security Standards
 are Kubernetes' "restricted" level; T1 to T20 are those of ``docs/threat-model.md``.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 
 from sandboxworker.kernelview import View, parse_amount, unseen_by
-from sandboxworker.spec import SECRETS_PATH, ContainerSpec, Identity
+from sandboxworker.spec import ETC_FILES, SECRETS_PATH, ContainerSpec, Identity
 
 CIS, PODS, THREATS = "CIS Docker 5", "Pod Security", "Threat model"
 _STATUS, _KEEPER = "/proc/self/status", "/proc/1/status"
@@ -158,9 +158,17 @@ def _network(seen: Seen) -> tuple[bool, object]:
 def _no_host_paths(seen: Seen) -> tuple[bool, object]:
     binds = [*(seen.setting("Binds") or ()), *(seen.setting("Mounts") or ())]
     others = [place for place in seen.view.mounts if place.endswith(".sock")]
-    disk = {seen.spec.disk.path} if seen.spec.disk else set()
-    found = [bind for bind in binds if not any(path in str(bind) for path in disk)] + others
+    found = [bind for bind in binds if not _is_its_own(bind, seen)] + others
     return not found, found or "no bind and no socket"
+
+
+def _is_its_own(mount: Any, seen: Seen) -> bool:
+    """Its disk, or one of the two files that every container has from its engine."""
+    target = mount.get("Target") if isinstance(mount, Mapping) else None
+    if seen.spec.disk is not None and target == seen.spec.disk.path:
+        return True
+    etc = {f"/etc/{name}" for name in ETC_FILES} if seen.identity.etc else set()
+    return target in etc and mount.get("ReadOnly") is True
 
 
 def _ulimits(seen: Seen) -> tuple[bool, object]:
@@ -185,7 +193,7 @@ def _writable(seen: Seen) -> tuple[bool, object]:
 
 
 def _tight(seen: Seen, place: str) -> bool:
-    hidden = "mounts" in unseen_by(seen.spec.runtime)
+    hidden = "options" in unseen_by(seen.spec.runtime)
     return hidden or {"nosuid", "nodev"} <= seen.view.mounts[place].options
 
 
@@ -245,35 +253,35 @@ def _log(seen: Seen) -> tuple[bool, object]:
 
 _UNPRIVILEGED = _one_of("Privileged", False)
 _CHECKS: tuple[tuple[str, str, str, Check], ...] = (
-    (CIS, "5.1", "AppArmor is not switched off", _apparmor),
-    (CIS, "5.3", "capabilities are restricted", _capabilities),
-    (CIS, "5.4", "not privileged", _UNPRIVILEGED),
-    (CIS, "5.5", "no sensitive directory of the host", _no_host_paths),
-    (CIS, "5.7", "no privileged port mapped", _empty("PortBindings", "PublishAllPorts")),
-    (CIS, "5.8", "only needed ports open", _empty("PortBindings", "PublishAllPorts")),
-    (CIS, "5.9", "not the host's network", _network),
-    (CIS, "5.10", "memory is limited", _memory),
-    (CIS, "5.11", "processor share is limited", _at_least("NanoCpus")),
-    (CIS, "5.12", "the root file system is read-only", _root),
-    (CIS, "5.13", "incoming traffic bound to an interface", _empty("PortBindings")),
-    (CIS, "5.14", "restarts at most 5 times", lambda seen: (
+    (CIS, "5.2", "AppArmor is not switched off", _apparmor),
+    (CIS, "5.4", "capabilities are restricted", _capabilities),
+    (CIS, "5.5", "not privileged", _UNPRIVILEGED),
+    (CIS, "5.6", "no sensitive directory of the host", _no_host_paths),
+    (CIS, "5.8", "no privileged port mapped", _empty("PortBindings", "PublishAllPorts")),
+    (CIS, "5.9", "only needed ports open", _empty("PortBindings", "PublishAllPorts")),
+    (CIS, "5.10", "not the host's network", _network),
+    (CIS, "5.11", "memory is limited", _memory),
+    (CIS, "5.12", "processor share is limited", _at_least("NanoCpus")),
+    (CIS, "5.13", "the root file system is read-only", _root),
+    (CIS, "5.14", "incoming traffic bound to an interface", _empty("PortBindings")),
+    (CIS, "5.15", "restarts on failure, at most 5 times", lambda seen: (
         (seen.setting("RestartPolicy") or {}).get("Name") in ("no", ""), "never restarted")),
-    (CIS, "5.15", "not the host's processes", _one_of("PidMode", "")),
-    (CIS, "5.16", "not the host's IPC", _one_of("IpcMode", "private")),
-    (CIS, "5.17", "no device of the host", _empty("Devices", "DeviceRequests",
+    (CIS, "5.16", "not the host's processes", _one_of("PidMode", "")),
+    (CIS, "5.17", "not the host's IPC", _one_of("IpcMode", "private")),
+    (CIS, "5.18", "no device of the host", _empty("Devices", "DeviceRequests",
                                                    "DeviceCgroupRules")),
-    (CIS, "5.18", "resource limits of processes are set", _ulimits),
-    (CIS, "5.19", "no shared mount propagation", _propagation),
-    (CIS, "5.20", "not the host's UTS namespace", _one_of("UTSMode", "")),
-    (CIS, "5.21", "seccomp is not switched off", _seccomp),
-    (CIS, "5.22", "no privileged exec", _execs),
-    (CIS, "5.23", "no exec as root", _execs),
-    (CIS, "5.24", "the cgroup is the engine's choice", _empty("CgroupParent")),
-    (CIS, "5.25", "no new privileges", _no_new_privileges),
-    (CIS, "5.28", "processes are limited", _at_least("PidsLimit")),
-    (CIS, "5.29", "not on the default bridge", _network),
-    (CIS, "5.30", "not the host's user namespace by request", _one_of("UsernsMode", "")),
-    (CIS, "5.31", "no engine's socket inside", _no_host_paths),
+    (CIS, "5.19", "resource limits of processes are set", _ulimits),
+    (CIS, "5.20", "no shared mount propagation", _propagation),
+    (CIS, "5.21", "not the host's UTS namespace", _one_of("UTSMode", "")),
+    (CIS, "5.22", "seccomp is not switched off", _seccomp),
+    (CIS, "5.23", "no privileged exec", _execs),
+    (CIS, "5.24", "no exec as root", _execs),
+    (CIS, "5.25", "the cgroup is the engine's choice", _empty("CgroupParent")),
+    (CIS, "5.26", "no new privileges", _no_new_privileges),
+    (CIS, "5.29", "processes are limited", _at_least("PidsLimit")),
+    (CIS, "5.30", "not on the default bridge", _network),
+    (CIS, "5.31", "not the host's user namespace by request", _one_of("UsernsMode", "")),
+    (CIS, "5.32", "no engine's socket inside", _no_host_paths),
     (PODS, "privileged", "not privileged", _UNPRIVILEGED),
     (PODS, "host namespaces", "none of the host's", lambda seen: (
         all(seen.setting(name) in ("", "private", "none") for name in
@@ -309,10 +317,11 @@ _CHECKS: tuple[tuple[str, str, str, Check], ...] = (
 )  # fmt: skip
 
 _ELSEWHERE: tuple[tuple[str, str, str, str], ...] = (
-    (CIS, "5.2", "SELinux where the host has it", "the engine's setting: docker info"),
-    (CIS, "5.6", "no ssh server inside", "the keeper is the only program of a new sandbox"),
-    (CIS, "5.26", "health is checked", "no check: the keeper's stream tells of its end at once"),
-    (CIS, "5.27", "the newest image", "the operator's choice: pin it by digest"),
+    (CIS, "5.1", "swarm mode is off where it is not needed", "the engine's setting: docker info"),
+    (CIS, "5.3", "SELinux where the host has it", "the engine's setting: docker info"),
+    (CIS, "5.7", "no ssh server inside", "the keeper is the only program of a new sandbox"),
+    (CIS, "5.27", "health is checked", "no check: the keeper's stream tells of its end at once"),
+    (CIS, "5.28", "the newest image", "the operator's choice: pin it by digest"),
     (THREATS, "T11", "lies in answers and files", "tests/containment/test_lying_tools.py"),
     (THREATS, "T17", "builds that starve the service", "tests/integration/test_builds.py"),
     (THREATS, "T19", "a build chooses its own policy", "buildbot checkconfig"),

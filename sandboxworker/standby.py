@@ -136,10 +136,19 @@ class Standby:
 
     def take(self, spec: ContainerSpec) -> Sandbox | None:
         """One that is exactly this, and now the caller's; None where none is ready."""
+        sandbox = self._find(spec)
+        if sandbox is not None:
+            self._ready.remove(sandbox)
+            self._look_in(REFILL_AFTER)
+        return sandbox
+
+    def has(self, spec: ContainerSpec) -> bool:
+        """Whether one that is exactly this is ready."""
+        return self._find(spec) is not None
+
+    def _find(self, spec: ContainerSpec) -> Sandbox | None:
         for sandbox in self._ready:
             if sandbox.is_ready and sandbox.spec == spec and sandbox.age < LONGEST_WAIT:
-                self._ready.remove(sandbox)
-                self._look_in(REFILL_AFTER)
                 return sandbox
         return None
 

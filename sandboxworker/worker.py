@@ -7,14 +7,15 @@ from typing import Any
 
 from buildbot import config
 from buildbot.interfaces import LatentWorkerFailedToSubstantiate
-from buildbot.worker.latent import AbstractLatentWorker
+from buildbot.worker.latent import AbstractLatentWorker, States
 from twisted.internet import defer
 from twisted.python import log
 from twisted.python.failure import Failure
 
-from sandboxworker import seccomp, shells
+from sandboxworker import seccomp
 from sandboxworker.audit import Audit
 from sandboxworker.connection import SandboxConnection
+from sandboxworker.early import LONGEST_EARLY, EarlyStart, begin, build_begun
 from sandboxworker.ending import Ending
 from sandboxworker.engine.address import EngineAddress, resolve
 from sandboxworker.engine.docker import ENGINES, DockerEngine
@@ -64,6 +65,8 @@ class SandboxLatentWorker(Reconfigured, AbstractLatentWorker):
     _unwatch: Callable[[], None] | None = None
     _sandbox: Sandbox | None = None
     _build_address: EngineAddress | None = None
+    #: What starts for a build that has not asked for it yet.
+    _early: EarlyStart | None = None
     _build: Any = None
     #: What there is to pick from.
     policies: SandboxPolicies
@@ -167,12 +170,53 @@ class SandboxLatentWorker(Reconfigured, AbstractLatentWorker):
     @defer.inlineCallbacks
     def stopService(self) -> Any:
         yield super().stopService()
+        self._give_up_early()
         yield self._going
         self._watch_no_more()
         if self._address is not None:
             address, self._address, self._engine = self._address, None, None
             yield self._keep_ready(address, 0)
             yield defer.ensureDeferred(ENGINES.release(address))
+
+    # before a build
+
+    def buildStarted(self, wfb: Any) -> None:
+        """A build will be this worker's, and soon ask for its sandbox, which begins to start now.
+
+        Not while the former one is going: a worker has two containers at most.
+        """
+        super().buildStarted(wfb)
+        build = build_begun(wfb.builder)
+        is_free = self._going is None or self._going.called
+        if build is None or self._engine is None or self._early is not None or not is_free:
+            return
+        if self.state is States.NOT_SUBSTANTIATED:
+            engine = self._engine
+            self._early = EarlyStart(
+                build,
+                ENGINES.acquire(engine.address, self.master.reactor).address,
+                self.master.reactor,
+                lambda: self._make_early(build, engine),
+                self._give_up_early,
+            )
+
+    async def _make_early(self, build: Any, engine: DockerEngine) -> Sandbox | None:
+        """None where one is kept ready, which the build will claim."""
+        _, policy = self.policies.pick(build.builder.config.properties.get(PROPERTY))
+        spec = await self._spec(policy)
+        if self._house.has_ready(engine.address, spec):
+            return None
+        await build.get_buildid()  # All that is told of the sandbox is told as this build's.
+        if build.stopped or not build.do_build:
+            return None
+        audit, reactor = self._house.audit_of(build), self.master.reactor
+        return Sandbox(engine, engine.uids, spec, self._owner, reactor, audit, waits=LONGEST_EARLY)
+
+    def _give_up_early(self) -> None:
+        early, self._early = self._early, None
+        if early is not None:
+            early.end()
+            self._let_go(early.sandbox, early.address)
 
     # a build
 
@@ -207,22 +251,44 @@ class SandboxLatentWorker(Reconfigured, AbstractLatentWorker):
         self._build.setProperty(PROPERTY, name, "SandboxLatentWorker")
 
     async def _ready_sandbox(self, ending: Ending, audit: Audit) -> Sandbox:
-        """One that was kept ready, or else a new one: nobody waits for the next to be ready."""
+        """One that starts already, one kept ready, or a new one: nobody waits for another's."""
         spec = await self._spec(ending.policy)
-        engine = self._engine_for_build()
-        owner = Owner(self._house.identity.id, str(self.name))
-        kept = self._house.take_ready(engine.address, spec)
-        sandbox = kept or Sandbox(engine, engine.uids, spec, owner, self.master.reactor, audit)
+        sandbox = self._take_early(spec) or self._take_ready(spec, audit) or self._new(spec, audit)
         self._sandbox = ending.sandbox = sandbox
         self._given = defer.ensureDeferred(self._give_properties(self._build, sandbox))
         sandbox.on_lost = ending.lost
         sandbox.on_deadline = ending.expired
-        if kept is None:
-            await sandbox.start()
-            shells.prepare(sandbox)  # While Buildbot makes ready.
-        else:
-            kept.claim(owner, audit)
+        await sandbox.started()
         return sandbox
+
+    def _take_early(self, spec: ContainerSpec) -> Sandbox | None:
+        early = self._early
+        if early is None or not early.fits(self._build, self._running_engine().address, spec):
+            self._give_up_early()
+            return None
+        early.end()
+        self._early, self._build_address, sandbox = None, early.address, early.sandbox
+        if sandbox is not None:
+            sandbox.adopt()
+        return sandbox
+
+    def _take_ready(self, spec: ContainerSpec, audit: Audit) -> Sandbox | None:
+        address = self._running_engine().address
+        sandbox = self._house.take_ready(address, spec)
+        if sandbox is not None:
+            self._engine_for_build()
+            sandbox.claim(self._owner, audit)
+        return sandbox
+
+    def _new(self, spec: ContainerSpec, audit: Audit) -> Sandbox:
+        engine = self._engine_for_build()
+        sandbox = Sandbox(engine, engine.uids, spec, self._owner, self.master.reactor, audit)
+        begin(sandbox)
+        return sandbox
+
+    @property
+    def _owner(self) -> Owner:
+        return Owner(self._house.identity.id, str(self.name))
 
     async def _spec(self, policy: SandboxPolicy) -> ContainerSpec:
         image = await self._running_engine().image(policy.image)
@@ -291,10 +357,14 @@ class SandboxLatentWorker(Reconfigured, AbstractLatentWorker):
         """The next build need not wait for this sandbox's end, only for that of the one before."""
         sandbox, self._sandbox, self._build = self._sandbox, None, None
         address, self._build_address = self._build_address, None
-        before, self._going = self._going, defer.ensureDeferred(self._destroy(sandbox, address))
-        self._going.addErrback(unexpected(f"worker {self.name!r}: destroying its sandbox"))
+        before = self._going
+        self._let_go(sandbox, address)
         if before is not None:
             await before
+
+    def _let_go(self, sandbox: Sandbox | None, address: EngineAddress | None) -> None:
+        self._going = defer.ensureDeferred(self._destroy(sandbox, address))
+        self._going.addErrback(unexpected(f"worker {self.name!r}: destroying its sandbox"))
 
     async def _destroy(self, sandbox: Sandbox | None, address: EngineAddress | None) -> None:
         try:
@@ -310,6 +380,7 @@ class SandboxLatentWorker(Reconfigured, AbstractLatentWorker):
 
     def buildFinished(self, wfb: Any) -> None:
         """Upstream forgets that a worker may have left the configuration meanwhile."""
+        self._give_up_early()
         if self.master is not None:
             super().buildFinished(wfb)
 

@@ -28,19 +28,17 @@ _NOTED = _TESTS.parent / ".engine" / "host"
 if not os.environ.get("DOCKER_HOST") and _NOTED.is_file():
     os.environ["DOCKER_HOST"] = _NOTED.read_text().strip()
 
+from runtime import SandboxPolicy  # noqa: E402
 from slow import SLOW  # noqa: E402
 
 from sandboxworker import shells  # noqa: E402
 from sandboxworker.audit import unheard  # noqa: E402
 from sandboxworker.engine.address import resolve  # noqa: E402
 from sandboxworker.engine.docker import DockerEngine  # noqa: E402
-from sandboxworker.policy import SandboxPolicy  # noqa: E402
+from sandboxworker.engine.etcfiles import VOLUME  # noqa: E402
 from sandboxworker.sandbox import Owner, Sandbox  # noqa: E402
 from sandboxworker.seccomp import load  # noqa: E402
 from sandboxworker.spec import build_spec  # noqa: E402
-
-#: The OCI runtime of the sandboxes that `make_sandbox` makes, where it is not the engine's own.
-RUNTIME = os.environ.get("SANDBOXWORKER_RUNTIME")
 
 DEBIAN = "sandboxworker/debian:bookworm"
 BUSYBOX = "sandboxworker/busybox:latest"
@@ -112,9 +110,9 @@ class LeftOver:
         return lines
 
     def _volumes_now(self) -> set[str]:
-        """Those that no container uses."""
+        """Those that no container uses, but for the one that stays by design."""
         found = self._client.volumes(filters={"dangling": True})
-        return {volume["Name"] for volume in found["Volumes"] or ()}
+        return {volume["Name"] for volume in found["Volumes"] or ()} - {VOLUME}
 
     def _volumes_left(self) -> list[str]:
         """The same for a while: a test of another process may just be making or removing one."""
@@ -193,6 +191,14 @@ async def engine(engine_client: Any) -> AsyncIterator[DockerEngine]:
 
 
 @pytest.fixture
+def gvisor(engine_client: Any) -> str:
+    """The name of gVisor's runtime, where the engine knows it."""
+    if "runsc" not in engine_client.info()["Runtimes"]:
+        pytest.skip("the engine does not know runsc")
+    return "runsc"
+
+
+@pytest.fixture
 def debian() -> str:
     """The image with a Debian system."""
     return DEBIAN
@@ -234,7 +240,7 @@ async def make_sandbox(engine: DockerEngine, owner: Owner) -> AsyncIterator[Make
         audit: Any = unheard,
         **policy: Any,
     ) -> Sandbox:
-        wanted = SandboxPolicy(image, **{"runtime": RUNTIME, **policy})
+        wanted = SandboxPolicy(image, **policy)
         spec = build_spec(wanted, await engine.image(image), load(wanted.seccomp))
         sandbox = Sandbox(engine, engine.uids, spec, owner, reactor, audit)
         made.append(sandbox)

@@ -23,7 +23,7 @@ from sandboxworker import images
 
 _CACHE = Path(__file__).resolve().parents[1] / ".cache" / "debian"
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-_REPOSITORY = "sandboxworker-tests/projects"
+_REPOSITORY = "sandboxworker-tests"
 _IMAGES_STATUS = "/var/lib/dpkg/status"
 _IMAGES_SOURCES = "/etc/apt/sources.list"
 _MINUTES = 60
@@ -43,8 +43,11 @@ USER root
 COPY . /tmp/packages
 RUN export DEBIAN_FRONTEND=noninteractive PATH=$PATH:/usr/sbin:/sbin; \\
     dpkg --unpack /tmp/packages/*.deb && dpkg --configure --pending && rm -r /tmp/packages
-USER {user}
+{rest}
 """
+#: As an image to build in is left, and as one to install more in is.
+_TO_BUILD_IN = f"USER {images.USER}"
+_TO_INSTALL_IN = "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root"
 
 
 # ---- apt -----------------------------------------------------------------------------------------
@@ -191,20 +194,26 @@ def image_with_more(client: Any, base: str) -> str:
 
     The way that ``images/README.md`` shows, but for the network: an engine need not have one.
     """
-    dockerfile = _DOCKERFILE.format(base=base, user=images.USER)
-    made_of = (client.inspect_image(base)["Id"], dockerfile, *MORE_PACKAGES)
-    tag = f"{_REPOSITORY}:{hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]}"
+    return _image_with(client, base, "projects", MORE_PACKAGES, _TO_BUILD_IN)
+
+
+def image_to_install_in(client: Any, base: str, packages: Sequence[str]) -> str:
+    """The same with these packages, and with root as its user."""
+    return _image_with(client, base, "base", packages, _TO_INSTALL_IN)
+
+
+def _image_with(client: Any, base: str, name: str, packages: Sequence[str], rest: str) -> str:
+    dockerfile = _DOCKERFILE.format(base=base, rest=rest)
+    made_of = (client.inspect_image(base)["Id"], dockerfile, *packages)
+    repository = f"{_REPOSITORY}/{name}"
+    tag = f"{repository}:{hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]}"
     try:
         client.inspect_image(tag)
     except docker.errors.ImageNotFound:
-        _remove_images_before(client)
-        _build(client, tag, dockerfile, _apt_like(client, base).packages(MORE_PACKAGES))
+        for before in client.images(repository):
+            client.remove_image(before["Id"], force=True)
+        _build(client, tag, dockerfile, _apt_like(client, base).packages(packages))
     return tag
-
-
-def _remove_images_before(client: Any) -> None:
-    for image in client.images(_REPOSITORY):
-        client.remove_image(image["Id"], force=True)
 
 
 def _build(client: Any, tag: str, dockerfile: str, debs: Iterable[Path]) -> None:

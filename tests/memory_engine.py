@@ -20,6 +20,7 @@ from sandboxworker.engine.interface import (
     STDERR,
     STDOUT,
     Created,
+    Entry,
     ExecRequest,
     Host,
     Listed,
@@ -223,6 +224,7 @@ class MemoryEngine:
     ``mounts_disks``: whether containers have the disks that were made for them.
     ``deaf``: containers stay although their removal was asked for.
     ``out_of_memory``: containers of which `died_of_memory` says so.
+    ``entries``: what its images have, by path.
     """
 
     name = "memory"
@@ -245,6 +247,7 @@ class MemoryEngine:
         self.gates: dict[str, defer.Deferred[None]] = {}
         self.deaf = False
         self.out_of_memory: set[str] = set()
+        self.entries = {"/build": Entry(is_directory=True), "/bin/sh": Entry(is_directory=False)}
         self.calls: list[str] = []
         self.executed: list[ExecRequest] = []
         self.disks: list[MemoryDisk] = []
@@ -312,6 +315,11 @@ class MemoryEngine:
         found = self.containers.get(container)
         return None if found is None else found.inspected(self.dropped)
 
+    async def entry(self, container: str, path: str) -> Entry | None:
+        await self._begin("entry")
+        self._existing("entry", container)
+        return self.entries.get(path)
+
     async def start(self, container: str) -> None:
         await self._begin("start")
         self._existing("start", container).state = "running"
@@ -345,6 +353,9 @@ class MemoryEngine:
         if not self.deaf:
             self.end_container(container)
         await self._answer("remove")
+
+    async def etc(self, image: str, labels: Mapping[str, str]) -> str:
+        return ""
 
     async def volumes(self, labels: Mapping[str, str]) -> list[Listed]:
         return []

@@ -24,6 +24,7 @@ from buildbot.plugins import steps, util
 from buildbot.process.factory import BuildFactory
 from buildbot.process.results import Results
 from buildbot.schedulers.triggerable import Triggerable
+from runtime import HAS_OWN_KERNEL
 from slow import SLOW
 from twisted.internet import defer, reactor, task
 from twisted.logger import globalLogPublisher
@@ -359,13 +360,21 @@ class RealMaster:
         def runs() -> bool:
             for container in self.containers(engine_client):
                 with contextlib.suppress(docker.errors.APIError):  # It may end meanwhile.
-                    processes = engine_client.top(container["Id"])["Processes"] or ()
-                    if any(text in process[-1] for process in processes):
+                    if any(text in line for line in _command_lines(engine_client, container)):
                         found.append(container["Id"])
             return bool(found)
 
         await until(runs, f"a process {text!r}")
         return found[0]
+
+
+def _command_lines(engine_client: Any, container: Mapping[str, Any]) -> list[str]:
+    """Of a container's processes; those of a kernel of its own are seen from inside alone."""
+    if not HAS_OWN_KERNEL:
+        return [process[-1] for process in engine_client.top(container["Id"])["Processes"] or ()]
+    look = ["sh", "-c", 'for f in /proc/[0-9]*/cmdline; do tr "\\0" " " <$f; echo; done']
+    made = engine_client.exec_create(container["Id"], look, user="0")
+    return engine_client.exec_start(made["Id"]).decode(errors="replace").splitlines()
 
 
 def containers_of(engine_client: Any, master: str) -> list[Mapping[str, Any]]:

@@ -23,8 +23,9 @@ from buildbot.plugins import util, worker
 from buildbot.process.factory import BuildFactory
 from buildbot.schedulers.triggerable import Triggerable
 from real_master import BuildResult, RealMaster, one_builder_each, running_master
+from runtime import SandboxPolicy
 
-from sandboxworker import SandboxLatentWorker, SandboxPolicy
+from sandboxworker import SandboxLatentWorker
 
 KINDS = ("local", "sandbox")
 

@@ -15,7 +15,7 @@ from sandboxworker.cli.policyfile import DEFAULT_IMAGE, load_policy
 @click.option(
     "--image",
     metavar="REF",
-    help="The image of the two sandboxes; it needs a shell and the usual small tools.  "
+    help="The image of the sandboxes; it needs a shell and the usual small tools.  "
     f"[default: {DEFAULT_IMAGE}]",
 )
 @click.option(
@@ -28,6 +28,11 @@ from sandboxworker.cli.policyfile import DEFAULT_IMAGE, load_policy
     metavar="FILE|PRESET",
     help="With --sandbox: a TOML file with the fields of SandboxPolicy, or a preset.",
 )
+@click.option(
+    "--runtime",
+    metavar="NAME",
+    help="The OCI runtime of the sandboxes, such as runsc, instead of the engine's own.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 @click.option("--strict", is_flag=True, help="Let warnings and what is unknown fail as well.")
 def doctor(
@@ -35,13 +40,17 @@ def doctor(
     image: str | None,
     sandbox: str | None,
     policy: str | None,
+    runtime: str | None,
     as_json: bool,
     strict: bool,
 ) -> None:
     """Find out what an engine enforces, by trying to exceed it.
 
-    Two small sandboxes are started, one after the other; in them every limit is exceeded, which
+    Three small sandboxes are started, one after the other; in them every limit is exceeded, which
     the engine has to stop. What it says of itself, and its versions, are looked at beside.
+
+    A row that is "noted" could not be shown, and says what holds instead: a runtime such as gVisor
+    has a kernel of its own, and a workspace on disk is to be had on the engine's host alone.
 
     With --sandbox one sandbox of an image is held against the CIS Docker Benchmark's section on
     containers, the "restricted" level of Kubernetes' Pod Security Standards, and the rows of the
@@ -51,6 +60,7 @@ def doctor(
     Examples:
       sandboxworker doctor
       sandboxworker doctor --engine ssh://build2.example --strict
+      sandboxworker doctor --runtime runsc
       sandboxworker doctor --json | jq '.rows[] | select(.status != "ok")'
       sandboxworker doctor --sandbox sandboxworker/debian:bookworm --policy untrusted
 
@@ -69,7 +79,9 @@ def doctor(
         if sandbox is not None:
             from sandboxworker.cli.doctor_sandbox import examine
 
-            sys.exit(examine(load_policy(policy, sandbox), engine, as_json=as_json))
+            sys.exit(examine(load_policy(policy, sandbox, runtime), engine, as_json=as_json))
         from sandboxworker.cli.doctorview import report
 
-        sys.exit(report(engine, image or DEFAULT_IMAGE, as_json=as_json, strict=strict))
+        sys.exit(
+            report(engine, image or DEFAULT_IMAGE, as_json=as_json, strict=strict, runtime=runtime)
+        )

@@ -16,6 +16,7 @@ from sandboxworker.engine.docker import DockerEngine
 
 _COLOURS = {
     Status.OK: "green",
+    Status.NOTED: "cyan",
     Status.WARNING: "yellow",
     Status.FAILS: "red",
     Status.UNKNOWN: "magenta",
@@ -23,14 +24,16 @@ _COLOURS = {
 _FAILED = 1
 
 
-def report(url: str | None, image: str, *, as_json: bool, strict: bool) -> int:
+def report(
+    url: str | None, image: str, *, as_json: bool, strict: bool, runtime: str | None = None
+) -> int:
     """Examine an engine and show the rows; the exit code. Raises `SandboxworkerError`."""
     address = resolve(url)
 
     async def asked(reactor: Any) -> list[Row]:
         engine = DockerEngine(address, reactor)
         try:
-            return judge(await examine(engine, image, reactor))
+            return judge(await examine(engine, image, reactor, runtime))
         finally:
             await engine.close()
 

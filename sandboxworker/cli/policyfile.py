@@ -21,17 +21,21 @@ DEFAULT_IMAGE = "sandboxworker/debian:bookworm"
 PRESETS = {"untrusted": SandboxPolicy.untrusted, "trusted": SandboxPolicy.trusted}
 
 
-def load_policy(named: str | Path | None, image: str | None) -> SandboxPolicy:
-    """The policy of that preset or in that file, or the default one; ``image`` replaces its image.
+def load_policy(
+    named: str | Path | None, image: str | None, runtime: str | None = None
+) -> SandboxPolicy:
+    """The policy of that preset or in that file, or the default one.
 
+    ``image`` and ``runtime`` replace its own, where they are given.
     Raises `PolicyError` with every fault, or a `SandboxworkerError` for a file that is no TOML.
     """
+    own = {} if runtime is None else {"runtime": runtime}
     if isinstance(named, str) and named in PRESETS:
-        policy = PRESETS[named](image or DEFAULT_IMAGE)
+        policy = PRESETS[named](image or DEFAULT_IMAGE, **own)
     else:
         fields = {} if named is None else _read(Path(named))
         fields["image"] = image or fields.get("image", DEFAULT_IMAGE)
-        policy = SandboxPolicy(**fields)
+        policy = SandboxPolicy(**{**fields, **own})
     policy.require_valid()
     return policy
 

@@ -10,7 +10,7 @@ from buildbot_worker.commands import fs
 from buildbot_worker.commands.base import Command
 from twisted.internet import defer
 
-from sandboxworker.commands.base import told_error
+from sandboxworker.commands.base import told_by_stat, told_error
 from sandboxworker.commands.shell import SandboxRunProcess
 from sandboxworker.process import Completed
 
@@ -83,8 +83,8 @@ class StatFile(Tool):
 
     async def work(self) -> None:
         path = self.args["path"]
-        completed = await self.tool(
-            "stat", "-L", "-c", _STAT_FORMAT, "--", path, limit=_MAX_STAT_BYTES
+        completed = await told_by_stat(
+            self.protocol_command.run, path, _STAT_FORMAT, _MAX_STAT_BYTES
         )
         fields = _stat_fields(completed.stdout)
         if completed.exit_code != 0 or fields is None:

@@ -18,7 +18,7 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
 from sandboxworker.commands.archive import ArchiveRefused, Limits, rewrite
-from sandboxworker.commands.base import last_words
+from sandboxworker.commands.base import last_words, told_by_stat
 from sandboxworker.commands.feed import Feed, known_size
 from sandboxworker.limits import FULL_WORDS, was_full
 from sandboxworker.process import SandboxProcess, spawn_process
@@ -81,8 +81,8 @@ class UploadFile(WorkerFileUploadCommand):
             await self.protocol_command.protocol_update_upload_file_utime(self.writer, *times)
 
     async def _times(self) -> tuple[int, int] | None:
-        argv = ("stat", "-L", "-c", "%X %Y", "--", self.path)
-        words = (await self.protocol_command.run(argv, limit=_MAX_TIMES)).stdout.split()
+        run = self.protocol_command.run
+        words = (await told_by_stat(run, self.path, "%X %Y", _MAX_TIMES)).stdout.split()
         if len(words) != 2 or not all(word.isdigit() and len(word) < 11 for word in words):
             return None
         return int(words[0]), int(words[1])

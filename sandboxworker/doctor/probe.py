@@ -1,4 +1,4 @@
-"""Two sandboxes that try to exceed every limit, and what they tell."""
+"""Three sandboxes that try to exceed every limit, and what they tell."""
 
 from __future__ import annotations
 
@@ -11,33 +11,59 @@ from typing import Any
 import attrs
 
 from sandboxworker import seccomp
-from sandboxworker.doctor.rows import Facts
-from sandboxworker.errors import EngineUnsupported, NotConformant, SandboxworkerError
+from sandboxworker.doctor.rows import ENDED, NOT_SHOWN, Facts
+from sandboxworker.errors import (
+    DiskRefused,
+    DiskUnbounded,
+    EngineUnsupported,
+    NotConformant,
+    SandboxworkerError,
+)
+from sandboxworker.kernelview import unseen_by
 from sandboxworker.policy import SandboxPolicy
 from sandboxworker.process import Completed, run
 from sandboxworker.sandbox import Owner, Sandbox
 from sandboxworker.spec import build_spec
 
 _KIB = 1024
-_DISK, _INODES, _SHM, _PIDS, _NOFILE, _CPUS = 2 * _KIB, 200, _KIB, 64, 256, 0.5
+_DISK, _INODES, _SHM, _NOFILE, _CPUS = 2 * _KIB, 200, _KIB, 256, 0.5
 _CPU_SECONDS = 2
 #: Seconds for each of the scripts below, which take two at most.
 PROBE_SECONDS = 20
 #: What is tolerated beyond a processor share: its periods are 0.1 s long.
 _CPU_SLACK = 1.4
 
+
+@attrs.frozen
+class _Room:
+    """What a sandbox is given of what a runtime may need for itself.
+
+    ``pids``: processes; ``memory``: MiB of the sandbox whose memory is used up.
+    """
+
+    pids: int
+    memory: int
+
+
+_ROOM = _Room(pids=64, memory=16)
+#: A kernel of the runtime's own lives in the sandbox's memory, and its threads are processes of it.
+_ROOM_WITH_KERNEL = _Room(pids=512, memory=128)
+
+
 #: What the shell can see by itself, and how far it comes with each limit: lines ``NAME FOUND``.
 _LOOK = f"""\
 p() {{ printf '%s %s\\n' "$1" "$2"; }}
 caps=
+nnp='{NOT_SHOWN}'
 while read -r k v; do
 case $k in
-NoNewPrivs:) p no_new_privs "$v";;
+NoNewPrivs:) nnp=$v;;
 Seccomp:) p seccomp "$v";;
 Cap*) caps=$caps$v;;
 Uid:) set -- $v; p uid "$1";;
 esac
 done </proc/self/status
+p no_new_privs "$nnp"
 case $caps in *[!0]*) p capabilities "$caps";; *) p capabilities 0;; esac
 if (true >/sandboxworker-probe) 2>/dev/null; then p root possible; else p root refused; fi
 net=
@@ -66,13 +92,15 @@ _SPIN = f"""\
 sleep {_CPU_SECONDS}
 kill "$a" "$b"
 """
-_FORK = f"""\
-( i=0; while [ "$i" -lt {3 * _PIDS} ]; do sleep 30 & i=$((i + 1)); echo "$i" >/tmp/n; done ) \\
+#: With the number that is allowed.
+_FORK = """\
+( i=0; while [ "$i" -lt $((3 * $1)) ]; do sleep 30 & i=$((i + 1)); echo "$i" >/tmp/n; done ) \\
 2>/dev/null
 read -r n </tmp/n
-echo "pids $n/{_PIDS}"
+echo "pids $n/$1"
 """
-_GROW = "x=$(head -c 300000000 /dev/zero | tr '\\0' a); echo ${#x}"
+#: One buffer that is far more than a sandbox may use, and filled.
+_GROW = "exec dd if=/dev/zero of=/dev/null bs=300M count=1"
 
 
 class _Timed:
@@ -105,9 +133,10 @@ class _Told:
     deviations: tuple[str, ...] = ()
 
 
-async def examine(engine: Any, image: str, reactor: Any) -> Facts:
-    """Ask the engine, then start two sandboxes, one after the other; nothing of them is left.
+async def examine(engine: Any, image: str, reactor: Any, runtime: str | None = None) -> Facts:
+    """Ask the engine, then start three sandboxes, one after the other; nothing of them is left.
 
+    ``runtime``: the OCI runtime to try, None for the engine's own.
     Raises `SandboxworkerError` where the engine does not answer, or has not the image.
     """
     begin = time.time()
@@ -115,18 +144,33 @@ async def examine(engine: Any, image: str, reactor: Any) -> Facts:
     skew = _skew(info, (begin + time.time()) / 2)
     version = await engine.version()
     timed, told = _Timed(engine), _Told()
+    SandboxPolicy(image, runtime=runtime).require_valid()
     facts = await engine.image(image)
-    wide = SandboxPolicy(
-        image, memory="64m", disk=f"{_DISK}k", disk_inodes=_INODES, shm=f"{_SHM}k", tmp="4m",
-        pids=_PIDS, nofile=_NOFILE, cpus=_CPUS, max_runtime="2m",
-    )  # fmt: skip
-    narrow = SandboxPolicy(image, memory="16m", disk="1m", shm="1m", tmp="1m", max_runtime="2m")
-    for policy, work in ((wide, _limits), (narrow, _memory)):
+    for policy, work in _trials(image, runtime):
         spec = build_spec(policy, facts, seccomp.load(policy.seccomp))
         owner = Owner(f"doctor-{secrets.token_hex(8)}")
         sandbox = Sandbox(timed, engine.uids, spec, owner, reactor)
         await _within(sandbox, work, told)
-    return Facts(info, version, told.probed, timed.seconds, skew, told.problem, told.deviations)
+    return Facts(
+        info, version, told.probed, timed.seconds, skew, told.problem, told.deviations,
+        runtime or "",
+    )  # fmt: skip
+
+
+def _trials(image: str, runtime: str | None) -> list[tuple[SandboxPolicy, Any]]:
+    """The sandboxes, and what is done in each."""
+    room = _ROOM_WITH_KERNEL if unseen_by(runtime) else _ROOM
+    small = {"disk": "1m", "shm": "1m", "tmp": "1m", "max_runtime": "2m", "runtime": runtime}
+    wide = SandboxPolicy(
+        image, memory=f"{room.memory * 4}m", disk=f"{_DISK}k", disk_inodes=_INODES,
+        shm=f"{_SHM}k", tmp="4m", pids=room.pids, nofile=_NOFILE, cpus=_CPUS, max_runtime="2m",
+        runtime=runtime,
+    )  # fmt: skip
+    narrow = SandboxPolicy(image, memory=f"{room.memory}m", **small)
+    on_disk = SandboxPolicy(
+        image, memory=f"{room.memory * 4}m", **{**small, "disk": "16m"}, disk_backing="disk"
+    )
+    return [(wide, _limits), (narrow, _memory), (on_disk, _disk)]
 
 
 async def _within(sandbox: Sandbox, work: Any, told: _Told) -> None:
@@ -136,6 +180,10 @@ async def _within(sandbox: Sandbox, work: Any, told: _Told) -> None:
         await work(sandbox, told.probed)
     except EngineUnsupported:
         raise
+    except DiskUnbounded as error:
+        told.probed["disk_backing"] = f"unbounded {error.reason}"
+    except DiskRefused as error:
+        told.probed["disk_backing"] = f"refused {error.reason}"
     except NotConformant as error:
         told.deviations = tuple(dict.fromkeys((*told.deviations, *error.deviations)))
         told.problem = "no sandbox was used, since settings were not applied"
@@ -164,26 +212,55 @@ async def _limits(sandbox: Sandbox, probed: dict[str, str]) -> None:
     if before is not None and after is not None:
         allowed = _CPUS * seconds * _CPU_SLACK
         probed["cpu"] = f"{after - before:.2f}/{allowed:.2f}"
-    probed.update(_lines(await _shell(sandbox, _FORK)))
+    probed.update(_lines(await _shell(sandbox, _FORK, "/", str(sandbox.spec.pids))))
+    if not sandbox.is_ready:
+        probed["pids"] = ENDED
 
 
 async def _memory(sandbox: Sandbox, probed: dict[str, str]) -> None:
-    done = await _shell(sandbox, _GROW)
-    survived = done.exit_code == 0
-    probed["memory"] = f"it had {done.stdout.decode().strip()} bytes" if survived else "killed"
+    done, is_over = await _ended(sandbox, _GROW)
+    told = await sandbox.engine.died_of_memory(str(sandbox.container), time.time())
+    probed["oom"] = str(told).lower()
+    if is_over:
+        probed["memory"] = _memory_end(done, is_told=told or sandbox.is_ready)
     inspected = await sandbox.engine.inspect(str(sandbox.container)) or {}
     host = inspected.get("HostConfig") or {}
     same = host.get("MemorySwap") == host.get("Memory")
-    probed["swap"] = "same" if same and not survived else "swap may be used"
-    told = await sandbox.engine.died_of_memory(str(sandbox.container), time.time())
-    probed["oom"] = str(told).lower()
+    probed["swap"] = "same" if same and probed.get("memory") == "killed" else "swap may be used"
 
 
-async def _shell(sandbox: Sandbox, script: str, directory: str = "/") -> Completed:
-    running = run(sandbox, ("/bin/sh", "-c", script), directory=directory)
-    # What does not end has told what it had to tell by then.
-    running.addTimeout(PROBE_SECONDS, sandbox.reactor, lambda given_up, _seconds: given_up)
-    return await running
+def _memory_end(done: Completed, *, is_told: bool) -> str:
+    """``is_told``: whether the kernel's killing is all that can have ended it."""
+    if done.exit_code == 0:
+        return "it had 300 MiB"
+    if done.exit_code == -1 and is_told:
+        return "killed"
+    return f"it ended with {done.exit_code}: {done.stderr.decode(errors='replace').strip()}"
+
+
+async def _disk(_sandbox: Sandbox, probed: dict[str, str]) -> None:
+    """Its start has proved it: `proof.prove_disk` wrote to a smaller one until that refused."""
+    probed["disk_backing"] = "held"
+
+
+async def _shell(sandbox: Sandbox, script: str, directory: str = "/", *arguments: str) -> Completed:
+    """What does not end has told what it had to tell by then."""
+    return (await _ended(sandbox, script, directory, *arguments))[0]
+
+
+async def _ended(
+    sandbox: Sandbox, script: str, directory: str = "/", *arguments: str
+) -> tuple[Completed, bool]:
+    """What a script told, and whether it has come to an end."""
+    late: list[float] = []
+
+    def give_up(given_up: Any, seconds: float) -> Any:
+        late.append(seconds)
+        return given_up
+
+    running = run(sandbox, ("/bin/sh", "-c", script, "sh", *arguments), directory=directory)
+    running.addTimeout(PROBE_SECONDS, sandbox.reactor, give_up)
+    return await running, not late
 
 
 def _lines(done: Completed) -> dict[str, str]:

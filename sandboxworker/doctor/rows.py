@@ -10,17 +10,26 @@ from typing import Any
 import attrs
 
 from sandboxworker.doctor.vulnerable import AS_OF, matches, versions_of
+from sandboxworker.kernelview import unseen_by
 
 _GIB = 1024**3
+#: What a sandbox tells where its kernel has no such line.
+NOT_SHOWN = "not shown"
+#: What is told of a sandbox that ended instead.
+ENDED = "ended"
 #: Seconds beyond which a row warns.
 SLOW = {"create": 2.0, "start": 3.0, "exec": 2.0, "remove": 5.0}
 _SKEW_SECONDS = 2.0
 
 
 class Status(enum.Enum):
-    """How a row stands; ``UNKNOWN`` where nothing could be found out."""
+    """How a row stands; ``UNKNOWN`` where nothing could be found out.
+
+    ``NOTED``: not shown here, and not a failure; the row says why, and what holds instead.
+    """
 
     OK = "ok"
+    NOTED = "noted"
     WARNING = "warning"
     FAILS = "fails"
     UNKNOWN = "unknown"
@@ -40,7 +49,8 @@ class Row:
 @attrs.frozen
 class Facts:
     """``info`` and ``version``: the engine's answers; ``probed``: what the sandboxes told, by
-    name; ``refused``: why none was to be had, with the settings that were not applied."""
+    name; ``problem``: why none was to be had, with the settings that were not applied
+    (``deviations``); ``runtime``: the one that was asked for, empty for the engine's own."""
 
     info: Mapping[str, Any]
     version: Mapping[str, Any]
@@ -49,6 +59,12 @@ class Facts:
     skew: float | None = None
     problem: str = ""
     deviations: tuple[str, ...] = ()
+    runtime: str = ""
+
+    @property
+    def kernel(self) -> str:
+        """The runtime whose own kernel the sandboxes saw; empty where it was the host's."""
+        return self.runtime if unseen_by(self.runtime) else ""
 
 
 Judged = tuple[Status, str]
@@ -82,6 +98,8 @@ TEXTS: dict[str, tuple[str, str]] = {
     "users": ("root inside is or is not root outside",
               "Nothing: a sandbox has no root. userns-remap or rootless are a second wall"),
     "quota": ("which ways there are to bound a workspace", "Nothing is needed for tmpfs"),
+    "disk_backing": ("a workspace on disk (disk_backing='disk') cannot grow beyond its size",
+                     "Use 'tmpfs', or run the master as root on the engine's host"),
     "runtimes": ("which OCI runtimes a policy may name", "Add others to the engine's daemon.json"),
     "clock": ("deadlines in labels mean the same on both sides", "Run a time service on both"),
     "space": ("the engine can store images and containers", "Free some of its disk"),
@@ -126,7 +144,7 @@ def _judged(name: str, facts: Facts) -> Judged:
     if lacking:
         return Status.FAILS, lacking
     if name in _BY_PROBE and (told_by := facts.probed.get(name)) is not None:
-        return _BY_PROBE[name](told_by, facts)
+        return _instead(name, facts, _BY_PROBE[name](told_by, facts))
     if name in _BY_FACTS:
         return _BY_FACTS[name](facts)
     return Status.UNKNOWN, facts.problem or "no sandbox could tell"
@@ -177,12 +195,36 @@ def _held(what: str) -> Callable[[str, Facts], Judged]:
     return judged
 
 
-def _seccomp(told: str, facts: Facts) -> Judged:
-    if told == "2":
-        return Status.OK, "the profile is applied"
-    if "runsc" in str(facts.info.get("DefaultRuntime")):
-        return Status.OK, "gVisor handles system calls itself"
-    return Status.FAILS, f"no filter is applied (Seccomp: {told})"
+def _memory(told: str, _facts: Facts) -> Judged:
+    if told == "killed":
+        return Status.OK, "ended when it had used up its memory"
+    return (Status.FAILS if told.startswith("it had ") else Status.UNKNOWN), f"not killed: {told}"
+
+
+def _pids(told: str, facts: Facts) -> Judged:
+    """A kernel of the runtime's own gets no more processes either, and then gives up as a whole."""
+    if told != ENDED:
+        return _held("processes")(told, facts)
+    status = Status.OK if facts.kernel else Status.FAILS
+    return status, "the whole sandbox ended when it had no process left"
+
+
+def _no_new_privileges(told: str, _facts: Facts) -> Judged:
+    if told == "1":
+        return Status.OK, "it is set"
+    if told == NOT_SHOWN:
+        return Status.UNKNOWN, "the kernel does not show it"
+    return Status.FAILS, f"it is {told}"
+
+
+def _disk_backing(told: str, _facts: Facts) -> Judged:
+    """``told``: how it went, and what it went wrong with."""
+    how, _, what = told.partition(" ")
+    if how == "held":
+        return Status.OK, "stopped at its bytes and at its files"
+    if how == "refused":
+        return Status.NOTED, f"not to be had: {what}; a workspace in memory is"
+    return Status.FAILS, what
 
 
 def _cpu(told: str, _facts: Facts) -> Judged:
@@ -208,24 +250,45 @@ def _oom(told: str, _facts: Facts) -> Judged:
 
 _BY_PROBE: dict[str, Callable[[str, Facts], Judged]] = {
     "sandbox": _is("ready", "it does", "{}"),
-    "memory": _is("killed", "ended when it had used up its memory", "not ended: {}"),
+    "memory": _memory,
     "swap": _is("same", "no swap beyond the memory", "{}"),
     "oom": _oom,
-    "pids": _held("processes"),
+    "pids": _pids,
     "cpu": _cpu,
     "nofile": _held("open files"),
     "disk": _held("KiB"),
     "inodes": _held("files"),
     "shm": _held("KiB"),
-    "seccomp": _seccomp,
-    "no_new_privs": _is("1", "it is set", "it is {}"),
+    "seccomp": _is("2", "the profile is applied", "no filter is applied (Seccomp: {})"),
+    "no_new_privs": _no_new_privileges,
     "capabilities": _is("0", "none", "it has {}"),
     "uid": lambda told, _: (Status.FAILS if told == "0" else Status.OK, f"uid {told}"),
     "namespaces": _is("refused", "refused", "unshare was {}"),
     "root": _is("refused", "nothing can be written", "a write was {}"),
     "network": _is("lo", "loopback alone", "interfaces: {}"),
     "space": _space,
+    "disk_backing": _disk_backing,
 }
+
+#: What a kernel of the runtime's own does not show, or answers itself: what holds there instead,
+#: and the row that has to hold for it.
+_INSTEAD = {
+    "seccomp": ("answers system calls itself; the engine says that the profile is set", "sandbox"),
+    "no_new_privs": ("does not show it; the engine says that it is set", "sandbox"),
+    "namespaces": ("makes it in a kernel of its own, which is not the host's", "sandbox"),
+    "inodes": ("does not count files; they use up the sandbox's memory", "memory"),
+}
+
+
+def _instead(name: str, facts: Facts, judged: Judged) -> Judged:
+    """Not a failure where that is only what cannot be seen, and what holds instead was proved."""
+    status, found = judged
+    if not facts.kernel or name not in _INSTEAD or status is Status.OK:
+        return judged
+    why, other = _INSTEAD[name]
+    if _judged(other, facts)[0] is not Status.OK:
+        return judged
+    return Status.NOTED, f"{found}; {facts.kernel} {why}"
 
 
 # ---- by what the engine says ---------------------------------------------------------------------
@@ -252,7 +315,8 @@ def _quota(facts: Facts) -> Judged:
 
 def _runtimes(facts: Facts) -> Judged:
     names = ", ".join(sorted(facts.info.get("Runtimes") or ())) or "none told"
-    return Status.OK, f"{names}; default {facts.info.get('DefaultRuntime')}"
+    tried = f"; tried {facts.runtime}" if facts.runtime else ""
+    return Status.OK, f"{names}; default {facts.info.get('DefaultRuntime')}{tried}"
 
 
 def _clock(facts: Facts) -> Judged:
@@ -302,6 +366,6 @@ _BY_FACTS: dict[str, Callable[[Facts], Judged]] = {
 
 def worst(rows: list[Row]) -> Iterator[Status]:
     """Each status that occurs, the worst first."""
-    for status in (Status.FAILS, Status.WARNING, Status.UNKNOWN, Status.OK):
+    for status in (Status.FAILS, Status.WARNING, Status.UNKNOWN, Status.NOTED, Status.OK):
         if any(row.status is status for row in rows):
             yield status

@@ -1,6 +1,9 @@
 """Versions of engine, runtime and kernel that are known to let a build out, as of `AS_OF`.
 
 Only what bears on a build in a container; each entry's reference is its advisory.
+Left out is what such a build has no way to: the engine's own image builder (CVE-2024-23651 to
+23653), authorization plug-ins (CVE-2024-41110), and Kubernetes' way into containerd
+(CVE-2022-23648).
 A distribution mends without raising the version: what it is known to have mended is listed, and
 for the rest of its packages a number proves nothing.
 """
@@ -26,7 +29,8 @@ _PACKAGED = re.compile(r"[+~](ds|dfsg)|-\d+(\+|~|ubuntu|deb)|ubuntu|\.el\d|\.fc\
 
 @attrs.frozen
 class Known:
-    """``since``: the first version that has it, None for the first of all; ``fixed``: the first
+    """``since``: the first version that has it, a release candidate perhaps, None for the first
+    of all; ``fixed``: the first
     version of each line of releases that has not; ``packages``: versions of packages that have
     not, though their number says so."""
 
@@ -58,23 +62,29 @@ KNOWN = (
     Known(
         "runc", "CVE-2023-27561", ("1.1.5",),
         "a link in the image could take /proc out of its protection",
-        "https://github.com/advisories/GHSA-vpvm-3wq2-2wvm",
+        "https://github.com/advisories/GHSA-vpvm-3wq2-2wvm", since="1.0.0-rc95",
     ),
     Known(
         "runc", "CVE-2024-21626", ("1.1.12",),
         "a working directory behind a leaked descriptor led to the host's files",
         "https://github.com/opencontainers/runc/security/advisories/GHSA-xr7r-f8xq-vfvv",
-        packages=("1.1.5+ds1-1+deb12u1",),
+        since="1.0.0-rc93", packages=("1.1.5+ds1-1+deb12u1",),
     ),
     Known(
-        "runc", "CVE-2025-31133", ("1.2.8", "1.3.3", "1.4.0-rc3"),
-        "masked paths could be exchanged for links, and the host's /proc written to",
+        "runc", "CVE-2025-31133", ("1.2.8", "1.3.3", "1.4.0-rc.3"),
+        "what masks a path could be exchanged for a link, and the host's /proc written to",
         "https://github.com/opencontainers/runc/security/advisories/GHSA-9493-h29p-rfm2",
     ),
     Known(
-        "containerd", "CVE-2022-23648", ("1.4.13", "1.5.10", "1.6.1"),
-        "an image's volumes could copy the host's files into a container",
-        "https://github.com/containerd/containerd/security/advisories/GHSA-crp2-qrr5-8pq7",
+        "runc", "CVE-2025-52565", ("1.2.8", "1.3.3", "1.4.0-rc.3"),
+        "a terminal could be exchanged for a link, and the host's /proc written to",
+        "https://github.com/opencontainers/runc/security/advisories/GHSA-qw9x-cqr3-wc7r",
+        since="1.0.0-rc3",
+    ),
+    Known(
+        "runc", "CVE-2025-52881", ("1.2.8", "1.3.3", "1.4.0-rc.3"),
+        "what the runtime itself writes to /proc could be led astray, by containers that share one",
+        "https://github.com/opencontainers/runc/security/advisories/GHSA-cgrx-mc8f-2prm",
     ),
     Known(
         "containerd", "CVE-2020-15257", ("1.3.9", "1.4.3"),
@@ -122,12 +132,17 @@ def parse(text: str) -> Version | None:
 
 def affects(known: Known, version: Version) -> bool:
     """Whether a release of that number has it."""
-    since = parse(known.since) if known.since else None
-    if since is not None and version < since[:3]:
+    if known.since and version < _first(known.since):
         return False
     fixed = [each for each in map(parse, known.fixed) if each is not None]
     own_line = [each for each in fixed if each[:2] == version[:2]]
     return version < (own_line[0] if own_line else max(fixed))
+
+
+def _first(since: str) -> Version:
+    """Below every candidate of a release, or the very candidate that is named."""
+    parsed = parse(since) or ()
+    return parsed if parsed[-1:] != (_RELEASE,) else parsed[:3]
 
 
 def matches(versions: Mapping[str, Iterable[str]]) -> list[Match]:

@@ -12,16 +12,20 @@ from typing import Any, TypeVar
 import attrs
 import docker.errors
 import requests.exceptions
+from docker.utils import decode_json_header
 from twisted.internet import defer, endpoints, ssl, threads
 from twisted.internet.protocol import Factory
+from twisted.python import log
 from twisted.python.threadpool import ThreadPool
 
+from sandboxworker.engine import etcfiles
 from sandboxworker.engine.address import EngineAddress
 from sandboxworker.engine.cgroup import memory_peak
 from sandboxworker.engine.cores import Cores
 from sandboxworker.engine.health import Health
 from sandboxworker.engine.interface import (
     Created,
+    Entry,
     ExecRequest,
     Host,
     HostDisk,
@@ -57,6 +61,8 @@ REST_AFTER = 2.0
 #: Seconds for one control call; a start or a removal takes well under one on a sound engine.
 CALL_DEADLINE = 30
 CONNECT_DEADLINE = 10.0
+#: How an engine, or what stands before it, says that it will never do that.
+_NOT_ALLOWED = (403, 405, 501)
 
 
 class DockerEngine:
@@ -78,6 +84,7 @@ class DockerEngine:
         self.proven = Proven(reactor)
         self.cores = Cores()
         self._host: Host | None = None
+        self._etc: str | None = None
         self.health = Health(self.name, self.ping, reactor)
 
     @property
@@ -103,6 +110,25 @@ class DockerEngine:
         )
         return made
 
+    async def etc(self, image: str, labels: Mapping[str, str]) -> str:
+        if self._etc is None:
+            # SELinux would not let a container read another's files.
+            is_readable = not (await self.host()).selinux
+            self._etc = await self._put_etc(image, labels) if is_readable else ""
+        return self._etc
+
+    async def _put_etc(self, image: str, labels: Mapping[str, str]) -> str:
+        try:
+            folder: str = await self._call(
+                "put files", lambda sdk: etcfiles.put(sdk, image, labels)
+            )
+        except EngineRefused as error:
+            if error.status not in _NOT_ALLOWED:
+                raise
+            log.msg(f"sandboxworker: sandboxes will start slower: {error}")
+            return ""
+        return folder
+
     async def ping(self) -> None:
         """Answers if the engine does."""
         await self._call("ping", lambda sdk: sdk.ping())
@@ -127,9 +153,14 @@ class DockerEngine:
         return image_facts(reference, found)
 
     async def create(self, name: str, body: Mapping[str, Any]) -> Created:
-        answer = await self._call(
-            "create container", lambda sdk: sdk.create_container_from_config(body, name)
-        )
+        try:
+            answer = await self._call(
+                "create container", lambda sdk: sdk.create_container_from_config(body, name)
+            )
+        except EngineRefused as error:
+            if self._etc and self._etc in error.message:
+                self._etc = None  # Somebody removed them; the next start puts them there anew.
+            raise
         return Created(answer["Id"], tuple(answer.get("Warnings") or ()))
 
     async def inspect(self, container: str) -> Mapping[str, Any] | None:
@@ -142,6 +173,15 @@ class DockerEngine:
                 return None
             raise
         return found
+
+    async def entry(self, container: str, path: str) -> Entry | None:
+        try:
+            told = await self._call("look at a path", lambda sdk: _path_stat(sdk, container, path))
+        except EngineRefused as error:
+            if error.status == 404:
+                return None
+            raise
+        return entry_of(told)
 
     async def start(self, container: str) -> None:
         await self._call("start container", lambda sdk: sdk.start(container))
@@ -434,13 +474,38 @@ def image_facts(reference: str, inspected: Mapping[str, Any]) -> ImageFacts:
     )
 
 
+def _path_stat(sdk: Any, container: str, path: str) -> Mapping[str, Any]:
+    """In a thread: the SDK itself would fetch what is there as well."""
+    url = sdk._url("/containers/{0}/archive", container)
+    answer = sdk.head(url, params={"path": path}, timeout=sdk.timeout)
+    sdk._raise_for_status(answer)
+    found: Mapping[str, Any] = decode_json_header(answer.headers["X-Docker-Container-Path-Stat"])
+    return found
+
+
+#: Bits of a mode in a path's stat (Go's ``io/fs.FileMode``).
+_DIRECTORY, _LINK = 1 << 31, 1 << 27
+
+
+def entry_of(stat: Mapping[str, Any]) -> Entry:
+    """The facts in a path's stat (Docker Engine API, ``ContainerArchiveInfo``)."""
+    mode = int(stat["mode"])
+    link = str(stat.get("linkTarget") or "?") if mode & _LINK else ""
+    return Entry(bool(mode & _DIRECTORY), link)
+
+
 def host_facts(info: Mapping[str, Any]) -> Host:
     """The facts in an info answer."""
     return Host(
         folder=info.get("DockerRootDir") or "",
         processors=info.get("NCPU") or 0 if info.get("CPUSet") else 0,
-        lsm=any("name=apparmor" in option for option in info.get("SecurityOptions") or ()),
+        lsm=_has_option(info, "name=apparmor"),
+        selinux=_has_option(info, "name=selinux"),
     )
+
+
+def _has_option(info: Mapping[str, Any], name: str) -> bool:
+    return any(name in option for option in info.get("SecurityOptions") or ())
 
 
 def unsupported(version: Mapping[str, Any]) -> str | None:

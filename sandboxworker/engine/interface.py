@@ -68,12 +68,22 @@ class Host:
     """What an engine says of the machine it runs on.
 
     ``folder``: where it keeps its files; ``processors``: how many a container may use, 0 where
-    they cannot be chosen; ``lsm``: whether it confines containers by AppArmor.
+    they cannot be chosen; ``lsm``: whether it confines containers by AppArmor; ``selinux``: or by
+    SELinux.
     """
 
     folder: str = ""
     processors: int = 0
     lsm: bool = False
+    selinux: bool = False
+
+
+@attrs.frozen
+class Entry:
+    """What stands at a path of an image; ``link``: where it leads, empty for what is no link."""
+
+    is_directory: bool
+    link: str = ""
 
 
 class HostDisk(Protocol):
@@ -145,6 +155,12 @@ class Engine(Protocol):
         Raises `DiskRefused` where this engine, or this process, cannot have one, and `DiskFull`.
         """
 
+    async def etc(self, image: str, labels: Mapping[str, str]) -> str:
+        """The folder on its host with `spec.ETC_FILES`; empty where it is to make them itself.
+
+        ``image``: any that it has; ``labels``: of what this needs for a moment.
+        """
+
     async def image(self, reference: str) -> ImageFacts:
         """The facts of an image. Raises `ImageNotFound`; nothing is ever pulled."""
 
@@ -153,6 +169,12 @@ class Engine(Protocol):
 
     async def inspect(self, container: str) -> Mapping[str, Any] | None:
         """What the engine says of a container; None where there is none."""
+
+    async def entry(self, container: str, path: str) -> Entry | None:
+        """What a created container's image has at an absolute path, None for nothing.
+
+        Links on the way to it are followed, one at its end is not.
+        """
 
     async def attach(self, container: str, receiver: StreamReceiver) -> Stream:
         """Attach to the container's own stdin and stdout."""

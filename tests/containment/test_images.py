@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
 from conftest import BUSYBOX
 from memory_engine import within
+from real_master import one_builder_each, running_master, shell
 
-from sandboxworker.errors import EngineRefused, ImageRefused, NotConformant
+from sandboxworker import SandboxLatentWorker, SandboxPolicy
+from sandboxworker.errors import ImageRefused
 from sandboxworker.process import run
 
 pytestmark = pytest.mark.engine
@@ -132,24 +135,64 @@ async def test_set_uid_files_and_groups_of_an_image_give_nothing(
 
 
 @pytest.mark.parametrize(
-    ("place", "target"),
+    ("place", "target", "said"),
     [
-        ("build", "/etc"),
-        ("build", "../../proc"),
-        ("tmp", "/var/tmp"),
-        ("run/secrets", "/build"),
-        ("run", "/var/elsewhere"),
+        ("build", "/etc", "/build is a link to /etc"),
+        ("build", "../../proc", "/build is a link to /proc"),
+        ("build", "nowhere", "/build is a link to /nowhere"),
+        ("tmp", "/var/tmp", "/tmp is a link to /var/tmp"),
+        ("run/secrets", "/build", "/run/secrets is a link to /build"),
+        ("run", "/var/elsewhere", "/run is a link to /var/elsewhere"),
     ],
 )
 @pytest_twisted.ensureDeferred
 async def test_image_whose_own_link_would_lead_a_mount_elsewhere_is_refused(
-    make_image: MakeImage, make_sandbox: Any, place: str, target: str
+    make_image: MakeImage, make_sandbox: Any, place: str, target: str, said: str
 ) -> None:
     sandbox = await make_sandbox(make_image((link(place, target),)), start=False)
-    # Where the engine starts it at all, the kernel does not show the mounts that were asked for.
-    with pytest.raises((NotConformant, EngineRefused)):
+    with pytest.raises(ImageRefused, match=said):
         await within(SECONDS, sandbox.start())
     assert not sandbox.is_ready
+
+
+@pytest_twisted.ensureDeferred
+async def test_every_wrong_place_of_an_image_is_told_at_once(
+    make_image: MakeImage, make_sandbox: Any
+) -> None:
+    image = make_image((link("w", "/etc"), file("tmp", b"no directory")))
+    sandbox = await make_sandbox(image, start=False, workspace="/w/deeper")
+    with pytest.raises(ImageRefused, match=r"/tmp is no directory.*/w is a link to /etc"):
+        await within(SECONDS, sandbox.start())
+
+
+@pytest_twisted.ensureDeferred
+async def test_build_with_such_an_image_says_so_and_is_not_tried_again(
+    make_image: MakeImage, left_over: Any, tmp_path: Path
+) -> None:
+    policy = SandboxPolicy(make_image((link("tmp", "/var/tmp"),)), disk="16m")
+    config = one_builder_each([SandboxLatentWorker("w", policy=policy)])
+    async with running_master(tmp_path, config, left_over) as master:
+        request = await master.begin("w", [shell("true", "never")])
+        build = await master.finished(request)
+        assert build.result == "exception"
+        assert "/tmp is a link to /var/tmp" in build.log
+        assert len(await master.builds(request)) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_image_is_looked_at_once(make_sandbox: Any, engine: Any, monkeypatch: Any) -> None:
+    looks = []
+    entry = engine.entry
+
+    async def counted(container: str, path: str) -> Any:
+        looks.append(path)
+        return await entry(container, path)
+
+    monkeypatch.setattr(engine, "entry", counted)
+    await make_sandbox(BUSYBOX)
+    assert looks == ["/build", "/dev", "/dev/shm", "/proc", "/run", "/run/secrets", "/sys", "/tmp"]
+    await make_sandbox(BUSYBOX, memory="32m")
+    assert len(looks) == 8
 
 
 @pytest_twisted.ensureDeferred

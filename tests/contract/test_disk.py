@@ -46,7 +46,8 @@ def behind(device: str) -> str:
 
 def volume_of(client: Any, container: str | None) -> tuple[str, str]:
     """The one volume of a container, and its device."""
-    (mount,) = client.inspect_container(container)["Mounts"]
+    mounts = client.inspect_container(container)["Mounts"]
+    (mount,) = [mount for mount in mounts if mount["Type"] == "volume"]
     return mount["Name"], client.inspect_volume(mount["Name"])["Options"]["device"]
 
 

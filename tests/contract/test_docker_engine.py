@@ -399,7 +399,8 @@ async def test_over_tls_with_the_right_certificate_a_sandbox_lives_works_and_die
 ) -> None:
     import io
 
-    from sandboxworker.policy import SandboxPolicy
+    from runtime import SandboxPolicy
+
     from sandboxworker.process import run
     from sandboxworker.sandbox import Sandbox
     from sandboxworker.seccomp import load

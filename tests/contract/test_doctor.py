@@ -18,6 +18,7 @@ from twisted.internet import reactor
 from sandboxworker.doctor.probe import examine
 from sandboxworker.doctor.rows import Facts, Status, judge
 from sandboxworker.engine.docker import DockerEngine
+from sandboxworker.errors import DiskRefused, DiskUnbounded, PolicyError
 
 SECONDS = 120.0
 
@@ -33,7 +34,7 @@ class Crippled:
         self._lies = lies
         self._changed = changed
         self._asked: Mapping[str, Any] = {}
-        self.said: dict[str, Mapping[str, Any]] = {}
+        self.said: dict[str, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -50,6 +51,11 @@ class Crippled:
             return found
         told = {name: self._asked[name] for name in self._changed}
         return {**found, "HostConfig": {**found["HostConfig"], **told}}
+
+    async def new_disk(self, *arguments: Any) -> Any:
+        if "new_disk" in self.said:
+            raise self.said["new_disk"]
+        return await self._engine.new_disk(*arguments)
 
     async def version(self) -> Mapping[str, Any]:
         return self.said.get("version") or await self._engine.version()
@@ -123,6 +129,58 @@ async def test_old_runtime_and_missing_controller_are_named(engine: DockerEngine
     assert "CVE-2019-5736" in found["versions"]
 
 
+@pytest_twisted.ensureDeferred
+async def test_gvisor_holds_every_limit_and_what_it_hides_is_noted(
+    engine: DockerEngine, gvisor: str
+) -> None:
+    facts = await within(SECONDS, examine(engine, DEBIAN, reactor, gvisor))
+    rows = {row.name: row for row in judge(facts)}
+    found = {name: row.found for name, row in rows.items()}
+    assert [name for name, row in rows.items() if row.status is Status.FAILS] == [], found
+    assert [name for name, row in rows.items() if row.status is Status.UNKNOWN] == [], found
+    assert rows["memory"].status is rows["pids"].status is rows["cpu"].status is Status.OK
+    assert rows["disk_backing"].status is Status.OK
+    noted = {name for name, row in rows.items() if row.status is Status.NOTED}
+    assert noted == {"seccomp", "no_new_privs", "namespaces", "inodes"}
+    assert all(gvisor in rows[name].found for name in noted)
+
+
+@pytest_twisted.ensureDeferred
+async def test_runtime_that_the_engine_does_not_know_fails(engine: DockerEngine) -> None:
+    found = failing(await within(SECONDS, examine(engine, BUSYBOX, reactor, "no-such-runtime")))
+    assert set(found) >= {"sandbox"}
+    assert "no-such-runtime" in found["sandbox"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_name_that_no_runtime_has_is_refused_before_anything_starts(
+    engine: DockerEngine,
+) -> None:
+    with pytest.raises(PolicyError, match="runtime"):
+        await within(SECONDS, examine(engine, BUSYBOX, reactor, "../runsc"))
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (DiskRefused("engine", "no loop devices"), Status.NOTED),
+        (DiskUnbounded("engine", "of 16 bytes it let 99 be written"), Status.FAILS),
+    ],
+    ids=["refused", "unbounded"],
+)
+@pytest_twisted.ensureDeferred
+async def test_workspace_on_disk_that_is_not_to_be_had_or_not_bounded_is_told(
+    engine: DockerEngine, error: DiskRefused, status: Status
+) -> None:
+    crippled = Crippled(engine, False)
+    crippled.said["new_disk"] = error
+    facts = await within(SECONDS, examine(crippled, BUSYBOX, reactor))
+    (row,) = [row for row in judge(facts) if row.name == "disk_backing"]
+    assert row.status is status
+    assert error.reason in row.found
+    assert set(failing(facts)) == ({"disk_backing"} if status is Status.FAILS else set())
+
+
 # ---- the command ---------------------------------------------------------------------------------
 
 
@@ -147,12 +205,22 @@ def test_command_tells_all_rows_as_json(engine_client: Any) -> None:
     assert all(row["meaning"] and row["fix"] for row in told["rows"])
 
 
+@pytest.mark.engine
+def test_command_tries_the_runtime_that_it_is_told(gvisor: str) -> None:
+    code, out, _ = command("--runtime", gvisor)
+    assert code == 0, out
+    assert f"tried {gvisor}" in out
+    assert f"{Status.NOTED.value:8} seccomp" in out
+    assert out.splitlines()[-1].endswith("0 fails, 0 unknown"), out
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--nope"], "No such option"),
         (["--engine", "unix:///nowhere.sock"], "does not answer"),
         (["--image", "no/such:image"], "is not on the engine"),
+        (["--runtime", "../runsc"], "runtime"),
         (["--engine", "tcp://192.0.2.1:1"], "plain TCP"),
     ],
 )

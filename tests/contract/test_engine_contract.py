@@ -10,13 +10,13 @@ import attrs
 import pytest
 import pytest_twisted
 from memory_engine import IMAGE, Command, MemoryEngine, Recorder, within
+from runtime import SandboxPolicy
 from twisted.internet import reactor, task
 
 from sandboxworker.conformance import deviations
 from sandboxworker.engine.docker import DockerEngine
 from sandboxworker.engine.interface import Created, Engine, ExecRequest
 from sandboxworker.errors import EngineRefused, ImageNotFound
-from sandboxworker.policy import SandboxPolicy
 from sandboxworker.sandbox import Owner
 from sandboxworker.seccomp import load
 from sandboxworker.spec import Identity, build_spec, create_body
@@ -169,6 +169,18 @@ async def test_name_can_be_taken_only_once(world: World) -> None:
 @pytest_twisted.ensureDeferred
 async def test_container_that_is_not_there_is_inspected_as_none(world: World) -> None:
     assert await world.engine.inspect(NOBODY) is None
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_an_image_has_at_a_path_is_told_before_the_start(world: World) -> None:
+    created = await world.create()
+    directory = await world.engine.entry(created.id, "/build")
+    program = await world.engine.entry(created.id, "/bin/sh")
+    assert directory is not None
+    assert directory.is_directory
+    assert program is not None
+    assert not program.is_directory
+    assert await world.engine.entry(created.id, "/no/such/place") is None
 
 
 @pytest_twisted.ensureDeferred

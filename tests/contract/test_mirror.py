@@ -13,10 +13,10 @@ import pytest
 import pytest_twisted
 from git_server import MIB, HttpServer, Repository, Submodule, run_git
 from real_master import until
+from runtime import SandboxPolicy
 from twisted.internet import defer, reactor
 
 from sandboxworker.errors import SourceFailed, SourceRefused
-from sandboxworker.policy import SandboxPolicy
 from sandboxworker.source import submodules
 from sandboxworker.source.access import Access
 from sandboxworker.source.git import Limits, prepared

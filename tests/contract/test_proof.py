@@ -14,7 +14,7 @@ from twisted.internet.error import ConnectionLost
 from sandboxworker.engine.docker import DockerEngine
 from sandboxworker.errors import ExecFailed, NotConformant
 from sandboxworker.policy import MIB
-from sandboxworker.proof import ask, prove_kernel
+from sandboxworker.proof import ask, prove_kernel, proved_by
 from sandboxworker.spec import ContainerSpec
 
 SECONDS = 60.0
@@ -60,7 +60,7 @@ async def test_sandbox_of_another_spec_is_told_by_what_differs(
         assert any(each.startswith(f"{change} (as the kernel sees it)") for each in told), told
         # What is missing in one place is too much in another; nothing else differs.
         assert len(told) <= 5, told
-        assert not engine.proven.holds(spec.digest)
+        assert not engine.proven.holds(proved_by(spec, sandbox.identity))
 
 
 @pytest_twisted.ensureDeferred
@@ -88,7 +88,7 @@ async def test_view_is_read_once_for_a_spec(
     monkeypatch.setattr(DockerEngine, "exec", counted)
     first, second = await make_sandbox(pids=99), await make_sandbox(pids=99)
     assert looks == [first.container]
-    assert engine.proven.holds(second.spec.digest)
+    assert engine.proven.holds(proved_by(second.spec, second.identity))
     third = await make_sandbox(pids=98)
     assert looks == [first.container, third.container]
 
@@ -102,11 +102,9 @@ async def test_look_without_an_end_is_given_up(make_sandbox: Any, engine: Docker
 
 
 @pytest_twisted.ensureDeferred
-async def test_gvisor_passes_with_what_it_shows(make_sandbox: Any, engine_client: Any) -> None:
-    if "runsc" not in engine_client.info()["Runtimes"]:
-        pytest.skip("the engine does not know runsc")
+async def test_gvisor_passes_with_what_it_shows(make_sandbox: Any, gvisor: str) -> None:
     for backing in ("tmpfs", "disk"):
-        sandbox = await make_sandbox(runtime="runsc", disk="16m", disk_backing=backing)
+        sandbox = await make_sandbox(runtime=gvisor, disk="16m", disk_backing=backing)
         assert sandbox.is_ready
 
 

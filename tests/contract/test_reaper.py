@@ -10,6 +10,7 @@ import attrs
 import pytest
 from memory_engine import CALL_DEADLINE, IMAGE, MemoryContainer, MemoryEngine
 from real_master import assert_valid
+from runtime import SandboxPolicy
 from twisted.internet import defer, task
 from twisted.python.failure import Failure
 
@@ -17,7 +18,6 @@ from sandboxworker.audit import Event
 from sandboxworker.engine.interface import Listed
 from sandboxworker.engine.uids import UidRange
 from sandboxworker.errors import EngineRefused, EngineUnreachable, NotDestroyed
-from sandboxworker.policy import SandboxPolicy
 from sandboxworker.reaper import (
     FIRST_PAUSE,
     LAST_PAUSE,

@@ -16,10 +16,11 @@ import pytest_twisted
 from buildbot.config.errors import ConfigErrors, capture_config_errors
 from conftest import BUSYBOX
 from real_master import assert_valid, one_builder_each, running_master, shell, until
+from runtime import SandboxPolicy
 from twisted.internet.threads import deferToThread
 from twisted.logger import formatEvent, globalLogPublisher
 
-from sandboxworker import SandboxAudit, SandboxLatentWorker, SandboxPolicy
+from sandboxworker import SandboxAudit, SandboxLatentWorker
 from sandboxworker.auditfile import FILE, reading, rotated
 
 pytestmark = pytest.mark.engine

@@ -19,8 +19,9 @@ from buildbot.process.remotetransfer import DirectoryWriter
 from conftest import DEBIAN
 from memory_growth import MAX_GROWTH, Growth
 from real_master import RealMaster, one_builder_each, running_master, shell
+from runtime import SandboxPolicy
 
-from sandboxworker import SandboxLatentWorker, SandboxPolicy
+from sandboxworker import SandboxLatentWorker
 
 pytestmark = pytest.mark.engine
 

@@ -17,9 +17,10 @@ from conftest import DEBIAN
 from git_server import MIB, HttpServer, Repository
 from memory_growth import MAX_GROWTH, Growth
 from real_master import RealMaster, one_builder_each, running_master, shell, until
+from runtime import SandboxPolicy
 from twisted.internet import reactor, task
 
-from sandboxworker import SandboxLatentWorker, SandboxPolicy
+from sandboxworker import SandboxLatentWorker
 from sandboxworker.steps import SandboxGit
 
 pytestmark = pytest.mark.engine

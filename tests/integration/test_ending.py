@@ -10,9 +10,10 @@ import pytest_twisted
 from buildbot.plugins import steps, util
 from conftest import BUSYBOX, DEBIAN
 from real_master import BuildResult, RealMaster, one_builder_each, running_master, shell, until
+from runtime import SandboxPolicy
 from twisted.internet import defer
 
-from sandboxworker import SandboxLatentWorker, SandboxPolicy
+from sandboxworker import SandboxLatentWorker
 
 pytestmark = pytest.mark.engine
 

@@ -18,10 +18,11 @@ from certificates import Authority
 from git_server import SshServer
 from memory_engine import Recorder, within
 from real_master import RealMaster, configuration, running_master, shell, until
+from runtime import SandboxPolicy
 from second_engine import SecondEngine
 from twisted.internet import reactor
 
-from sandboxworker import SandboxPolicy, sandbox_pool
+from sandboxworker import sandbox_pool
 from sandboxworker.engine import health
 from sandboxworker.engine.address import EngineAddress, resolve
 from sandboxworker.engine.docker import DockerEngine

@@ -28,9 +28,10 @@ from real_master import (
     shell,
     until,
 )
+from runtime import SandboxPolicy
 from twisted.logger import formatEvent, globalLogPublisher
 
-from sandboxworker import SandboxLatentWorker, SandboxPolicy
+from sandboxworker import SandboxLatentWorker
 from sandboxworker.engine.address import resolve
 
 pytestmark = pytest.mark.engine

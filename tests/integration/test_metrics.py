@@ -20,9 +20,10 @@ from buildbot.process.factory import BuildFactory
 from prometheus import Prometheus, program, running_prometheus
 from prometheus_client.parser import text_string_to_metric_families
 from real_master import RealMaster, one_builder_each, running_master, shell, until
+from runtime import SandboxPolicy
 from twisted.internet import threads
 
-from sandboxworker import SandboxLatentWorker, SandboxMetrics, SandboxPolicy
+from sandboxworker import SandboxLatentWorker, SandboxMetrics
 from sandboxworker.engine.address import resolve
 
 pytestmark = pytest.mark.engine

@@ -13,8 +13,9 @@ from buildbot.plugins import steps, util
 from conftest import DEBIAN
 from debian_packages import image_with_more
 from real_master import RealMaster, one_builder_each, running_master, shell
+from runtime import SandboxPolicy
 
-from sandboxworker import SandboxLatentWorker, SandboxPolicy
+from sandboxworker import SandboxLatentWorker
 
 pytestmark = pytest.mark.engine
 

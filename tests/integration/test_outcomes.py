@@ -23,9 +23,10 @@ from real_master import (
     shell,
     until,
 )
+from runtime import SandboxPolicy, differs
 from twisted.internet import defer
 
-from sandboxworker import SandboxLatentWorker, SandboxPolicy
+from sandboxworker import SandboxLatentWorker
 
 pytestmark = pytest.mark.engine
 
@@ -89,6 +90,7 @@ def last_header(build: BuildResult, step: str) -> str:
 # ---- what a build does to itself -----------------------------------------------------------------
 
 
+@differs("memory")
 @pytest_twisted.ensureDeferred
 @pytest.mark.parametrize("worker", ["busybox", "debian"])
 async def test_memory(master: RealMaster, worker: str) -> None:
@@ -102,6 +104,7 @@ async def test_memory(master: RealMaster, worker: str) -> None:
     assert "its peak 61.0 MiB; the limit is the policy's memory (48m)" in header
 
 
+@differs("memory")
 @pytest_twisted.ensureDeferred
 @pytest.mark.parametrize(
     ("command", "result", "cause"),
@@ -122,6 +125,7 @@ async def test_memory_that_a_child_died_of_behind_the_steps_own_exit_code(
     assert "limit" not in build["after"].headers
 
 
+@differs("bomb")
 @pytest_twisted.ensureDeferred
 @pytest.mark.parametrize("worker", ["busybox", "debian"])
 async def test_pids(master: RealMaster, worker: str) -> None:
@@ -143,10 +147,11 @@ async def test_pids(master: RealMaster, worker: str) -> None:
         ("cat /dev/zero >file", "disk", "/build is full; {}disk (4m)"),
         ("cat /dev/zero >/tmp/f", "tmp", "/tmp is full; {}tmp (4m)"),
         ("cat /dev/zero >/dev/shm/f", "shm", "/dev/shm is full; {}shm (4m)"),
-        (
+        pytest.param(
             "for i in $(seq 300); do : >f$i || exit 1; done",
             "disk_inodes",
             "/build can take no more files; {}disk_inodes (200)",
+            marks=differs("inodes"),
         ),
         (
             "cat /dev/zero >file; rm file; exit 1",
@@ -263,6 +268,7 @@ void _start(void) {
 """
 
 
+@differs("memory")
 @pytest_twisted.ensureDeferred
 async def test_memory_that_is_no_process_s_kills_the_keeper_and_fails_the_build(
     master: RealMaster,

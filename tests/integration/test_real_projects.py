@@ -20,8 +20,9 @@ from conftest import DEBIAN
 from debian_packages import files_of, image_with_more, upstream_source
 from git_server import HttpServer, Repository
 from real_master import RealMaster, one_builder_each, running_master, shell
+from runtime import SandboxPolicy
 
-from sandboxworker import SandboxLatentWorker, SandboxPolicy
+from sandboxworker import SandboxLatentWorker
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 

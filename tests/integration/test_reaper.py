@@ -27,11 +27,13 @@ from real_master import (
     shell,
     until,
 )
+from runtime import SandboxPolicy
 from twisted.internet import defer
 
-from sandboxworker import SandboxLatentWorker, SandboxPolicy, housekeeping
+from sandboxworker import SandboxLatentWorker, housekeeping
 from sandboxworker.auditfile import reading
 from sandboxworker.engine.docker import DockerEngine
+from sandboxworker.engine.etcfiles import VOLUME
 from sandboxworker.identity import ID_FILE, claim, master_id
 from sandboxworker.sandbox import Sandbox
 
@@ -81,7 +83,8 @@ def exists(engine_client: Any, container: str) -> bool:
 
 
 def volumes(engine_client: Any) -> set[str]:
-    return {each["Name"] for each in engine_client.volumes()["Volumes"] or ()}
+    """But for the one that stays by design."""
+    return {each["Name"] for each in engine_client.volumes()["Volumes"] or ()} - {VOLUME}
 
 
 def config() -> dict[str, Any]:

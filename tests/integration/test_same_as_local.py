@@ -14,8 +14,9 @@ from buildbot.process.remotecommand import RemoteCommand
 from buildbot.steps.worker import CompositeStepMixin
 from conftest import BUSYBOX, DEBIAN
 from real_master import BuildResult, RealMaster, configuration
+from runtime import SandboxPolicy, differs
 
-from sandboxworker import SandboxLatentWorker, SandboxPolicy
+from sandboxworker import SandboxLatentWorker
 
 pytestmark = pytest.mark.engine
 
@@ -112,7 +113,10 @@ def shell_steps(_out: Path) -> list[Any]:
         steps.StringDownload("text", workerdest="d/s.txt", mode=0o640),
         steps.JSONStringDownload({"a": 1}, workerdest="j.json"),
         steps.JSONPropertiesDownload(workerdest="p.json", hideStepIf=True),
-        steps.ShellCommand(command="cat d/s.txt j.json; ls -l d | cut -c1-10", name="downloaded"),
+        steps.ShellCommand(
+            command="cat d/s.txt j.json; find d -mindepth 1 -printf '%M\\n' | sort",
+            name="downloaded",
+        ),
     ]
 
 
@@ -182,7 +186,13 @@ def _normal(text: str) -> str:
 
 
 @pytest_twisted.ensureDeferred
-@pytest.mark.parametrize("image", [DEBIAN, BUSYBOX], ids=["debian", "busybox"])
+@pytest.mark.parametrize(
+    "image",
+    [
+        pytest.param(DEBIAN, id="debian", marks=differs("statx")),
+        pytest.param(BUSYBOX, id="busybox"),
+    ],
+)
 async def test_file_steps_do_the_same(master: _Masters, image: str) -> None:
     local, sandbox = await master.both(image, file_steps)
     assert [step[:3] for step in comparable(sandbox)] == [step[:3] for step in comparable(local)]

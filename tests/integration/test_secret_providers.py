@@ -23,8 +23,9 @@ from buildbot.secrets.providers.vault_hvac import (
 )
 from json_server import JsonHandler, serving
 from real_master import RealMaster, one_builder_each, running_master, shell
+from runtime import SandboxPolicy
 
-from sandboxworker import SandboxLatentWorker, SandboxPolicy
+from sandboxworker import SandboxLatentWorker
 
 pytestmark = pytest.mark.engine
 

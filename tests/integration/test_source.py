@@ -17,8 +17,9 @@ from buildbot.plugins import steps, util, worker
 from conftest import BUSYBOX, DEBIAN
 from git_server import DaemonServer, HttpServer, Program, Repository, SshServer, Submodule
 from real_master import BuildResult, RealMaster, one_builder_each, running_master, shell, until
+from runtime import SandboxPolicy
 
-from sandboxworker import SandboxLatentWorker, SandboxPolicy
+from sandboxworker import SandboxLatentWorker
 from sandboxworker.source.mirror import DIRECTORY
 from sandboxworker.steps import SandboxGit
 

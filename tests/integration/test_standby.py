@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest_twisted
 from real_master import RealMaster, configuration, one_builder_each, running_master, shell, until
+from runtime import SandboxPolicy
 
-from sandboxworker import SandboxLatentWorker, SandboxPolicy, sandbox_pool
+from sandboxworker import SandboxLatentWorker, sandbox_pool
 from sandboxworker.engine.address import resolve
 from sandboxworker.housekeeping import housekeeping
 

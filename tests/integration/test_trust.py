@@ -11,15 +11,16 @@ from buildbot.plugins import schedulers, steps, util
 from buildbot.process.factory import BuildFactory
 from buildbot.schedulers.triggerable import Triggerable
 from real_master import BuildResult, RealMaster, running_master, shell, until
+from runtime import SandboxPolicy
 
-from sandboxworker import SandboxLatentWorker, SandboxPolicies, SandboxPolicy
+from sandboxworker import SandboxLatentWorker, SandboxPolicies
 
 pytestmark = pytest.mark.engine
 
 BUSYBOX = "sandboxworker/busybox:latest"
 
 
-def sized(nofile: int, **fields: Any) -> SandboxPolicy:
+def sized(nofile: int, **fields: Any) -> Any:
     return SandboxPolicy(BUSYBOX, disk="8m", memory="64m", nofile=nofile, **fields)
 
 

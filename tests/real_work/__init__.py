@@ -29,6 +29,23 @@ _RACE = """#include <pthread.h>
 int x; void *f(void *a) { x++; return 0; }
 int main(void) { pthread_t a, b; pthread_create(&a, 0, f, 0); pthread_create(&b, 0, f, 0);
 pthread_join(a, 0); pthread_join(b, 0); return 0; }"""
+#: Each of xdist's processes has a server of its own.
+_DATABASE_SUITE = """import subprocess
+import pytest
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory):
+    place = str(tmp_path_factory.mktemp("db"))
+    pg = ("pg_ctl", "-D", place, "-l", f"{place}/log", "-w", "-m", "fast")
+    subprocess.run(["initdb", "-D", place], check=True)
+    subprocess.run([*pg, "-o", f"-k {place} -c listen_addresses=''", "start"], check=True)
+    yield place
+    subprocess.run([*pg, "stop"], check=True)
+
+@pytest.mark.parametrize("n", [1, 10, 100, 1000])
+def test_sum(database, n):
+    ask = ["psql", "-h", database, "-tAc", f"select sum(i) from generate_series(1, {n}) i"]
+    assert int(subprocess.check_output([*ask, "postgres"])) == n * (n + 1) // 2"""
 _HELLO = '#include <stdio.h>\nint main(void) { puts("hello"); return 0; }'
 
 
@@ -141,6 +158,8 @@ WHOLE = (
          "-l log -w start && createdb -h 127.0.0.1 x && "
          "psql -h 127.0.0.1 -c 'create table t as select generate_series(1, 1000) n' x && "
          "psql -h /tmp -tc 'select sum(n) from t' x && pg_ctl -D d -m fast stop", "500500"),
+    Work("postgresql-suite", _file("test_db.py", _DATABASE_SUITE)
+         + "python3 -m pytest -n 2 test_db.py", "4 passed"),
     Work("chromium", "timeout 60 chromium --headless --no-sandbox --disable-gpu "
          "--disable-dev-shm-usage --user-data-dir=/build/c --dump-dom "
          "'data:text/html,<p id=x></p><script>x.textContent=6*7</script>' 2>/dev/null", ">42<"),

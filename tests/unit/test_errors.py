@@ -34,6 +34,8 @@ ERRORS: list[tuple[SandboxworkerError, list[str], str]] = [
      [ENGINE, "PidsLimit: asked for 1, got None"], "The build was not run"),
     (errors.DiskRefused(ENGINE, "it is on another machine"),
      [ENGINE, "it is on another machine"], "disk_backing='tmpfs'"),
+    (errors.DiskUnbounded(ENGINE, "of 9 files it let 99 be made"),
+     [ENGINE, "of 9 files it let 99 be made"], "disk_backing='tmpfs'"),
     (errors.DiskFull(ENGINE, "/var/lib/docker"), [ENGINE, "/var/lib/docker is full"], "Make room"),
     (errors.NoFreeUid(ENGINE, 32), [ENGINE, "32 tried"], "fewer sandboxes"),
     (errors.ExecFailed("s1", "no answer"), ["s1", "no answer"], ""),
@@ -83,7 +85,8 @@ def test_engine_must_act_on_its_own_faults_and_the_operator_on_all_others() -> N
     operators = {type(error) for error, *_ in ERRORS if error.actor is Actor.OPERATOR}
     own = {kind for kind in every_error() if issubclass(kind, errors.EngineError)}
     builds = {type(error) for error, *_ in ERRORS if error.actor is Actor.BUILD}
-    wrong = {errors.NotConformant, errors.DiskRefused, errors.EngineUnsupported}
+    wrong = {errors.NotConformant, errors.EngineUnsupported}
+    wrong |= {errors.DiskRefused, errors.DiskUnbounded}
     assert builds == {errors.Hindered, errors.OutOfMemory}
     assert engines == own - {errors.EngineError} - builds - wrong
     assert operators == every_error() - own - {SandboxworkerError} | wrong

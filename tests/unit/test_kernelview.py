@@ -20,11 +20,11 @@ from sandboxworker.kernelview import (
 )
 from sandboxworker.policy import KEEPER_UID, SandboxPolicy
 from sandboxworker.seccomp import Profile
-from sandboxworker.spec import ContainerSpec, Identity, ImageFacts, build_spec
+from sandboxworker.spec import ETC_FILES, ContainerSpec, Identity, ImageFacts, build_spec
 
 PROFILE = Profile("build", '{"defaultAction":"SCMP_ACT_ERRNO"}', "sha256:" + "1" * 64)
 FACTS = ImageFacts("image", "sha256:" + "0" * 64)
-IDENTITY = Identity("n", 20007, 20007, device="/dev/loop3", cpuset="0,2-3")
+IDENTITY = Identity("n", 20007, 20007, device="/dev/loop3", cpuset="0,2-3", etc="/var/x")
 CGROUP = "/sys/fs/cgroup"
 
 
@@ -105,6 +105,7 @@ def faithful(spec: ContainerSpec = SPEC, *, version: int = 2) -> dict[str, str]:
         "/proc/self/attr/current": "docker-default (enforce)",
         "/proc/net/dev": "Inter-|   Receive\n face |bytes\n    lo:   0   0\n",
         "/proc/net/if_inet6": f"{1:032x} 01 80 10 80       lo\n",
+        **{f"/etc/{name}": text for name, text in ETC_FILES.items()},
         **{f"{CGROUP}/{name}": text for name, text in cgroups.items()},
         **{
             f"/proc/self/ns/{name}": f"{name}:[{4026532000 + number}]"
@@ -160,6 +161,8 @@ WEAKER = [
     ("/proc/self/mountinfo", "nr_inodes=200", "nr_inodes=0", "inodes of /build"),
     ("/proc/self/mountinfo", ",size=65536k\n90 80 0:40 / /build", "\n90 80 0:40 / /build", "shm"),
     ("/proc/self/mountinfo", "/etc/hosts", "/etc/shadow", "mounts"),
+    ("/etc/hosts", "127.0.0.1\tlocalhost", "192.0.2.7\tlocalhost", "hosts"),
+    ("/etc/resolv.conf", "127.0.0.1", "192.0.2.7", "resolv.conf"),
     ("/proc/self/limits", "16384", "1048576", "Max open files"),
     ("/proc/self/limits", "Max core", "Max more", "Max core file size"),
     ("/proc/net/dev", "lo:", "eth0:", "network devices"),

@@ -98,6 +98,11 @@ class TestFull:
             str(strike)
         )
 
+    def test_who_counts_no_inodes_has_not_run_out_of_them(self) -> None:
+        assert not list(
+            full(f"{EMPTY}\n\n{HEAD}\nnone 0 0 0 - /build\nnone 0 0 0 - /tmp\n", POLICY)
+        )
+
     def test_a_workspace_with_a_space_is_found(self) -> None:
         policy = SandboxPolicy("image:1", workspace="/a b")
         (strike,) = full(f"{HEAD}\ntmpfs 1 1 0 100% /a b\n", policy)

@@ -233,6 +233,23 @@ def test_workspace_on_disk_is_an_unnamed_volume_that_takes_nothing_of_the_images
     assert mount["VolumeOptions"]["NoCopy"] is True
 
 
+def test_etc_files_of_the_engines_host_are_mounted_read_only_and_its_network_left_alone() -> None:
+    body = create_body(spec_of(), attrs.evolve(IDENTITY, etc="/var/lib/x"))
+    mounts = body["HostConfig"]["Mounts"]
+    assert {mount["Target"]: mount["Source"] for mount in mounts} == {
+        "/etc/hosts": "/var/lib/x/hosts",
+        "/etc/resolv.conf": "/var/lib/x/resolv.conf",
+    }
+    assert all(mount["Type"] == "bind" and mount["ReadOnly"] for mount in mounts)
+    assert (body["NetworkDisabled"], body["HostConfig"]["NetworkMode"]) == (True, "none")
+
+
+def test_without_etc_files_the_engine_makes_its_own_with_the_network() -> None:
+    body = create_body(spec_of(), IDENTITY)
+    assert body["HostConfig"]["Mounts"] == []
+    assert (body["NetworkDisabled"], body["HostConfig"]["NetworkMode"]) == (False, "none")
+
+
 def test_disk_has_no_more_inodes_than_blocks() -> None:
     assert spec_of(disk_backing="disk", disk="1m", disk_inodes=200_000).disk == Disk(
         "/build", MIB, 256

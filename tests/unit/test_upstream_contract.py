@@ -493,6 +493,17 @@ def test_a_build_knows_its_number_and_id_before_its_worker_starts() -> None:
     assert start.index("self.buildid, self.number = ") < start.index("substantiate_if_needed")
 
 
+def test_a_worker_is_told_of_a_build_when_it_is_its_builders_last_and_before_it_starts() -> None:
+    """`early` takes it from there."""
+    start = source(Builder._startBuildFor)
+    listed, told = start.index("self.building.append(build)"), start.index(".buildStarted()")
+    assert listed < told < start.index("build.startBuild")
+    assert "yield" not in start[listed:told]
+    start = source(Build.startBuild)
+    assert start.index("self.do_build = ") < start.index("yield") < start.index("_buildid_notifier")
+    assert "_buildid_notifier.wait" in source(Build.get_buildid)
+
+
 # ---- properties ----------------------------------------------------------------------------------
 
 
