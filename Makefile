@@ -53,7 +53,7 @@ vm: images ## run tests in a virtual machine with Debian's kernel: make vm ARGS=
 	@scripts/setup vm
 	@$(with_engine); .venv/bin/tox run -e vm -- $(ARGS)
 
-vm-short: images ## the short selection of it, as CI runs it
+vm-short: images ## the short selection of it, as `make test` runs it
 	@scripts/setup vm
 	@$(with_engine); .venv/bin/tox run -e vm-short
 

@@ -169,7 +169,7 @@ def engine_client(left_over: LeftOver) -> Any:
     """A plain docker client, for looking at what the engine has; fails where there is none."""
     address = resolve(None)
     try:
-        client = docker.APIClient(**address.sdk_arguments(), timeout=20)
+        client = docker.APIClient(**address.sdk_arguments(), timeout=20 * SLOW)
         tags = {tag for image in client.images() for tag in image["RepoTags"] or ()}
     except docker.errors.DockerException as error:
         pytest.fail(f"no container engine answers at {address} ({error}): run 'make engine'")

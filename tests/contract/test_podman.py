@@ -38,8 +38,13 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def podman(engine_client: Any) -> Iterator[str]:
+#: crun refuses a host that has cgroup v1 as well.
+HAS_CGROUP_V2_ALONE = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+RUNTIMES = ["runc", *(["crun"] if HAS_CGROUP_V2_ALONE and shutil.which("crun") else [])]
+
+
+@pytest.fixture(scope="module", params=RUNTIMES)
+def podman(engine_client: Any, request: pytest.FixtureRequest) -> Iterator[str]:
     """The URL of a Podman of this module's own, with the small image."""
     # Its run folder's path must have less than 50 characters.
     folder = Path(tempfile.mkdtemp(prefix="podman-"))
@@ -47,7 +52,7 @@ def podman(engine_client: Any) -> Iterator[str]:
     command = [
         "podman", "--root", folder / "root", "--runroot", folder / "run",
         "--tmpdir", folder / "tmp",
-        "--cgroup-manager=cgroupfs", "--storage-driver=vfs", "--runtime=runc",
+        "--cgroup-manager=cgroupfs", "--storage-driver=vfs", f"--runtime={request.param}",
         "system", "service", "--time=0", url,
     ]  # fmt: skip
     with (folder / "log").open("w") as log:
@@ -69,6 +74,29 @@ def _client(url: str) -> Any:
         assert time.monotonic() < deadline, "podman makes no socket"
         time.sleep(0.1)
     return docker.APIClient(base_url=url, version="auto", timeout=SECONDS)
+
+
+def test_podman_runs_what_it_can(podman: str) -> None:
+    """So that what it refuses is not refused because nothing works."""
+    client = _client(podman)
+    try:
+        (found,) = client.images()
+        body = {
+            "Image": found["RepoTags"][0],
+            "Entrypoint": ["/bin/sh", "-c", "exit 7"],
+            "HostConfig": {
+                "NetworkMode": "none",
+                "Ulimits": [
+                    {"Name": name, "Soft": 1024, "Hard": 1024} for name in ("nofile", "nproc")
+                ],
+            },
+        }
+        container = client.create_container_from_config(body, "plain")["Id"]
+        client.start(container)
+        assert client.wait(container)["StatusCode"] == 7
+        client.remove_container(container, force=True)
+    finally:
+        client.close()
 
 
 @pytest_twisted.ensureDeferred

@@ -110,8 +110,14 @@ def _host() -> Iterator[tuple[str, Any]]:
         yield name, _read(f"/proc/sys/{name}")
     for name in _HOST_FILES:
         yield name, hashlib.sha256(_read(name).encode()).hexdigest()
-    yield "swap", _read("/proc/swaps")
+    yield "swap", _swaps()
     yield "host name", os.uname().nodename
+
+
+def _swaps() -> list[list[str]]:
+    """What memory may be swapped to; how much of it is in use changes by itself."""
+    rows = [line.split() for line in _read("/proc/swaps").splitlines()[1:]]
+    return [[*row[:3], *row[4:]] for row in rows]
 
 
 def _mounts_below(*places: str) -> list[str]:

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from vm import initrd, machine, packages
+from vm import acceleration, initrd, machine, packages, tasks
+from vm.__main__ import main
+from vm.acceleration import KVM, TCG
 from vm.console import Console, Outcome
 
 WORD = "5f0c"
@@ -81,7 +83,7 @@ def test_machine_that_hangs_is_ended() -> None:
 
 
 def test_machine_is_ended_with_whoever_started_it(tmp_path: Path) -> None:
-    words = machine.command(tmp_path, [])
+    words = machine.command(tmp_path, [], TCG.options)
     assert words[:3] == ["setpriv", "--pdeathsig", "KILL"]
     program = [*words[:3], "sleep", "1000"]
     script = f"import subprocess; print(subprocess.Popen({program!r}).pid, flush=True); input()"
@@ -106,6 +108,80 @@ def _program(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_text().partition("\0")[0]
     except OSError:
         return ""
+
+
+# ---- where there can be none ---------------------------------------------------------------------
+
+
+def test_only_who_asks_for_it_may_do_without_the_machine(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(packages, "is_possible", lambda: False)
+    assert main(["--short"]) == 1
+    assert capsys.readouterr().err.startswith("error: the virtual machine is made for x86-64")
+    assert main(["--short", "--if-possible"]) == 0
+    assert capsys.readouterr().out.startswith("SKIPPED: no test runs in a virtual machine (")
+
+
+# ---- what it does --------------------------------------------------------------------------------
+
+
+def test_tests_are_run_with_their_variables_and_arguments_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "pytest").write_text('#!/bin/sh\nprintf \'<%s>\' "$A" "$@"; exit 3\n')
+    (tmp_path / "pytest").chmod(0o755)
+    task = tasks.tests(["-k", "a or $b"], {"A": "1 $2"}).replace("/payload/project", "/")
+    script = f"docker_engine() {{ :; }}\n{task}"
+    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(["sh", "-c", script], env=environ, stdout=-1, text=True, check=False)
+    assert done.stdout == "<1 $2><-p><no:cacheprovider><-k><a or $b>"
+    assert done.returncode == 3
+
+
+# ---- its processor -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wanted", "refusal", "chosen"),
+    [
+        ("auto", None, (KVM, None)),
+        ("auto", "no such device", (TCG, "no such device")),
+        ("kvm", "no such device", (KVM, None)),
+        ("tcg", None, (TCG, None)),
+    ],
+)
+def test_machine_is_emulated_where_it_must_be_or_shall_be(
+    wanted: str, refusal: str | None, chosen: object
+) -> None:
+    assert acceleration.choose(wanted, lambda: refusal) == chosen
+
+
+def test_device_that_does_not_open_is_no_acceleration(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(acceleration, "DEVICE", tmp_path / "kvm")
+    assert acceleration.kvm_refusal(tmp_path) == f"{tmp_path}/kvm: No such file or directory"
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("print('Kernel panic: VFS: Unable to mount root fs on unknown-block(0,0)')", None),
+        ("print('failed to set MSR'); exit(6)", "exit code 6, failed to set MSR"),
+        ("pass", "exit code 0, it said nothing"),
+        ("import time; time.sleep(1000)", "does not boot within 5 s"),
+    ],
+    ids=["boots", "is refused", "says nothing", "hangs"],
+)
+def test_acceleration_is_what_boots_a_kernel(script: str, reason: str | None) -> None:
+    told = acceleration.trial([sys.executable, "-uc", script], seconds=5)
+    assert told is None if reason is None else reason in (told or "")
+
+
+def test_trial_machine_has_a_kernel_and_no_disk(tmp_path: Path) -> None:
+    words = acceleration.trial_command(KVM, tmp_path / "vmlinuz")
+    assert words[words.index("-accel") + 1] == "kvm"
+    assert words[words.index("-kernel") + 1] == f"{tmp_path}/vmlinuz"
+    assert not {"-drive", "-initrd"} & set(words)
 
 
 # ---- its disks -----------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ import docker.errors
 
 from sandboxworker.engine.address import resolve
 
-from . import disks, machine, packages
+from . import acceleration, disks, machine, packages, tasks
+from .acceleration import Acceleration
 from .console import Console, Outcome
 from .disks import Failed, say
 
@@ -29,30 +30,15 @@ SHORT = (
     "tests/containment/test_seccomp_probe.py",
     "tests/contract/test_engine_contract.py::test_running_container_has_used_something",
 )
-#: By this much a container's start is slower there.
-SLOW = 16
-NO_ENGINE = 120
-_PREPARE = """\
-mkfs.xfs -q -f /dev/vdb && docker_engine || return 1
-for archive in /dev/vd[e-z]; do
-    docker load --quiet --input "$archive" || return 1
-done
-kill "$(cat /run/dockerd.pid)"
-wait
-umount /var/lib/docker
-"""
-_TESTS = """\
-docker_engine || return {no_engine}
-cd /payload/project || return 1
-export SANDBOXWORKER_SLOW={slow} SANDBOXWORKER_VM=1 PYTHONDONTWRITEBYTECODE=1
-pytest -p no:cacheprovider {arguments} </dev/null 2>&1
-"""
 _READ_ONLY, _FORGOTTEN, _WRITTEN = "readonly=on", "snapshot=on,cache=unsafe", "cache=unsafe"
 
 
 def main(arguments: Sequence[str]) -> int:
     wanted = _parser().parse_args(arguments)
     missing = _missing()
+    if missing and wanted.if_possible:
+        print(f"SKIPPED: no test runs in a virtual machine ({missing})", flush=True)
+        return 0
     if missing:
         print(f"error: {missing}", file=sys.stderr)
         return 1
@@ -72,7 +58,17 @@ def _parser() -> argparse.ArgumentParser:
         description="Run tests in a virtual machine with Debian's own kernel.",
     )
     parser.add_argument("--short", action="store_true", help="a small selection, for every run")
+    parser.add_argument(
+        "--if-possible", action="store_true", help="no fault where QEMU is not installed; said so"
+    )
     parser.add_argument("--minutes", type=float, help="until the machine is switched off")
+    parser.add_argument(
+        "--accel",
+        choices=acceleration.CHOICES,
+        default="auto",
+        help="kvm: by the processor; tcg: emulated; auto: kvm where it works, else tcg",
+    )
+    parser.add_argument("--runtime", choices=("runc", "crun"), help="of the sandboxes")
     parser.add_argument("--image", action="append", default=[], help="one more image to take along")
     parser.add_argument("--make-only", action="store_true", help="make the disks and run nothing")
     parser.add_argument("tests", nargs="*", help="pytest's arguments; options of it behind --")
@@ -92,22 +88,37 @@ def _missing() -> str | None:
 def _run(wanted: argparse.Namespace) -> int:
     started = time.monotonic()
     system = disks.system()
-    data = _data(system, [*IMAGES, *wanted.image])
+    accel = _acceleration(wanted.accel, system)
+    data = _data(system, [*IMAGES, *wanted.image], accel)
     say(f"the machine's disks are there after {time.monotonic() - started:.0f} s")
     if wanted.make_only:
         return 0
     selected = wanted.tests or (SHORT if wanted.short else EVERYTHING)
-    task = _TESTS.format(slow=SLOW, no_engine=NO_ENGINE, arguments=shlex.join(selected))
+    task = tasks.tests(selected, _environ(accel, wanted.runtime))
     minutes = wanted.minutes or (10 if wanted.short else 180)
     say(f"starting the machine: pytest {shlex.join(selected)} (at most {minutes:g} min)")
-    return _tell(*_boot(system, data, task, minutes * 60, with_project=True))
+    return _tell(*_boot(system, data, task, minutes * 60, accel, with_project=True))
 
 
-def _data(system: Path, tags: Sequence[str]) -> Path:
+def _environ(accel: Acceleration, runtime: str | None) -> dict[str, object]:
+    """What the tests in there are told by variables."""
+    environ = {"SANDBOXWORKER_SLOW": accel.slow, "SANDBOXWORKER_VM": 1}
+    return {**environ, "SANDBOXWORKER_RUNTIME": runtime} if runtime else environ
+
+
+def _acceleration(wanted: str, system: Path) -> Acceleration:
+    chosen, why_not = acceleration.choose(
+        wanted, lambda: acceleration.kvm_refusal(system / "vmlinuz")
+    )
+    say(f"acceleration: {chosen.name}" + (f" (no KVM: {why_not})" if why_not else ""))
+    return chosen
+
+
+def _data(system: Path, tags: Sequence[str], accel: Acceleration) -> Path:
     def prepare(data: Path, archives: list[Path]) -> None:
         say("starting the machine to load the images into its engine")
         more = [(archive, _READ_ONLY) for archive in archives]
-        outcome, code = _boot(system, data, _PREPARE, 600, more, keeps_data=True)
+        outcome, code = _boot(system, data, tasks.PREPARE, 600, accel, more, keeps_data=True)
         if outcome is not Outcome.FINISHED or code:
             raise Failed(f"the machine's engine did not load the images ({outcome.words}, {code})")
 
@@ -126,6 +137,7 @@ def _boot(
     data: Path,
     task: str,
     seconds: float,
+    accel: Acceleration,
     more: Sequence[tuple[Path, str]] = (),
     *,
     keeps_data: bool = False,
@@ -145,7 +157,7 @@ def _boot(
             (swap, _WRITTEN),
             *more,
         )
-        outcome = machine.run(machine.command(system, drives), console, seconds)
+        outcome = machine.run(machine.command(system, drives, accel.options), console, seconds)
         return outcome, console.code
 
 
@@ -158,7 +170,7 @@ def _tell(outcome: Outcome, code: int | None) -> int:
     if outcome is not Outcome.FINISHED or code is None:
         print(f"error: {outcome.words}; all that it said: .cache/vm/console.log", file=sys.stderr)
         return outcome.value
-    if code == NO_ENGINE:
+    if code == tasks.NO_ENGINE:
         print("error: the machine's container engine did not start", file=sys.stderr)
     return code
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from sandboxworker import images
 
-from . import initrd, packages
+from . import initrd, packages, tasks
 from .packages import INSIDE, PROJECT
 
 CACHE = PROJECT / ".cache" / "vm"
@@ -162,7 +162,7 @@ def data(client: Any, tags: Sequence[str], prepare: Callable[[Path, list[Path]],
     ``prepare`` fills an empty disk from the images' archives.
     """
     ids = [client.inspect_image(tag)["Id"] for tag in tags]
-    files = [INSIDE / "init", *map(packages.HERE.joinpath, ("disks.py", "__main__.py"))]
+    parts = (*tags, *ids, tasks.PREPARE, INSIDE / "init", packages.HERE / "disks.py")
 
     def make(path: Path) -> None:
         archives = [
@@ -171,7 +171,7 @@ def data(client: Any, tags: Sequence[str], prepare: Callable[[Path, list[Path]],
         ]
         prepare(sparse(path, DATA_SIZE), archives)
 
-    return keep(f"data-{packages.digest(*tags, *ids, *files)}.img", make)
+    return keep(f"data-{packages.digest(*parts)}.img", make)
 
 
 def _exported(client: Any, tag: str, path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""QEMU without acceleration: one run of the machine, with an end in every case."""
+"""QEMU: one run of the machine, with an end in every case."""
 
 from __future__ import annotations
 
@@ -24,17 +24,28 @@ OFF_DEADLINE = 30.0
 _APPEND = "console=ttyS0 quiet panic=-1 mitigations=off"
 
 
-def command(system: Path, disks: Sequence[tuple[Path, str]]) -> list[str]:
-    """The command line; each disk comes with the options that say how it is used.
+def bare(program: str, acceleration: Sequence[str], memory_mib: int = MEMORY_MIB) -> list[str]:
+    """A machine with processors, memory and a serial line on our stdout; it never starts twice.
 
     ``setpriv`` has the kernel end QEMU when the program that started it dies, however it dies.
     """
+    return [
+        *("setpriv", "--pdeathsig", "KILL", program, *acceleration),
+        *("-smp", str(CPUS), "-m", str(memory_mib)),
+        *("-nodefaults", "-nographic", "-no-reboot", "-serial", "stdio"),
+    ]
+
+
+def command(
+    system: Path, disks: Sequence[tuple[Path, str]], acceleration: Sequence[str]
+) -> list[str]:
+    """The command line; each disk comes with the options that say how it is used.
+
+    ``acceleration``: QEMU's options for it.
+    """
     drives = [f"file={path},if=virtio,format=raw,{options}" for path, options in disks]
     return [
-        *("setpriv", "--pdeathsig", "KILL", PROGRAM),
-        *("-accel", "tcg,thread=multi", "-cpu", "max"),
-        *("-smp", str(CPUS), "-m", str(MEMORY_MIB)),
-        *("-nodefaults", "-nographic", "-no-reboot", "-serial", "stdio"),
+        *bare(PROGRAM, acceleration),
         *("-kernel", str(system / "vmlinuz"), "-initrd", str(system / "initrd.gz")),
         *("-append", _APPEND),
         *(word for drive in drives for word in ("-drive", drive)),
