@@ -80,7 +80,7 @@ TEXTS: dict[str, tuple[str, str]] = {
              "Boot with swapaccount=1 or cgroup v2, or turn the host's swap off"),
     "oom": ("a build that is ended for its memory is told so",
             "Update engine and runtime; builds then fail with signal 9 alone"),
-    "sockets": ("what waits in a build's sockets is bounded by its memory",
+    "sockets": ("datagrams that wait in a build's sockets are bounded by its memory",
                 "Use cgroup v2, or a master that is root on the engine's host"),
     "pids": ("a fork bomb stops", _KERNEL),
     "cpu": ("a build leaves processors to others", _KERNEL),
