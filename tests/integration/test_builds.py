@@ -309,10 +309,11 @@ class Database:
 async def test_millions_of_tiny_writes_arrive_whole(
     master: RealMaster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    database = Database(master, monkeypatch)
-    build = await master.run("plain", [shell("yes | dd bs=1 count=2000000 status=none", "tiny")])
+    # Each write is a stop of the traced process under gVisor.
+    database, writes = Database(master, monkeypatch), 200_000 if HAS_OWN_KERNEL else 2_000_000
+    build = await master.run("plain", [shell(f"yes | dd bs=1 count={writes} status=none", "tiny")])
     assert build.result == "success", build.log[-1000:]
-    assert database.written() == "y" * 1_000_000
+    assert database.written() == "y" * (writes // 2)
 
 
 @pytest_twisted.ensureDeferred
@@ -325,8 +326,10 @@ async def test_a_command_that_writes_faster_than_the_master_is_held_back(
     build = await master.run("plain", [shell(flood, "flood"), shell("cat ended", "when")])
     assert build.result == "success", build.log[-1000:]
     assert database.written().count("~") == size
-    # Eight pieces of 64 KiB wait on the master, the rest in the engine's buffers and pipes.
-    assert database.written(since=float(build["when"].out)).count("~") < 2 * MIB
+    # Eight pieces of 64 KiB wait on the master, the rest in the engine's buffers and pipes, and in
+    # gVisor's own.
+    most = 4 * MIB if HAS_OWN_KERNEL else 2 * MIB
+    assert database.written(since=float(build["when"].out)).count("~") < most
 
 
 # ---- the end of a step ---------------------------------------------------------------------------

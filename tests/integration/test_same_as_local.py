@@ -84,7 +84,12 @@ def shell_steps(_out: Path) -> list[Any]:
         ),
         steps.ShellCommand(command=WRITE_LOGS, logfiles=LOG_FILES, name="logs"),
         steps.ShellCommand(
-            command="sleep 30", timeout=2, logfiles={"new": "new.log"}, name="timeout", **GO_ON
+            # Both look for the file every two seconds.
+            command="sleep 30",
+            timeout=5,
+            logfiles={"new": "new.log"},
+            name="timeout",
+            **GO_ON,
         ),
         steps.ShellCommand(
             command=["printf", "%s|", "\xe9", "a b", "q'x", "n\nl", "-n"], name="arguments"
