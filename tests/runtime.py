@@ -39,7 +39,7 @@ DIFFERENCES = {
 def SandboxPolicy(image: str, **fields: Any) -> policy.SandboxPolicy:
     """A policy under the chosen runtime, with room for what a kernel of its own takes."""
     wanted = policy.SandboxPolicy(image, **{"runtime": RUNTIME, **fields})
-    if not unseen_by(wanted.runtime):
+    if not unseen_by(wanted.runtime) or wanted.faults():
         return wanted
     room = policy.SandboxPolicy(image, **LEAST)
     raised = {name: max(getattr(wanted, name), getattr(room, name)) for name in LEAST}

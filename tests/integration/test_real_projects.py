@@ -20,7 +20,7 @@ from conftest import DEBIAN
 from debian_packages import files_of, image_with_more, upstream_source
 from git_server import HttpServer, Repository
 from real_master import RealMaster, one_builder_each, running_master, shell
-from runtime import SandboxPolicy
+from runtime import SandboxPolicy, differs
 
 from sandboxworker import SandboxLatentWorker
 
@@ -72,7 +72,10 @@ def python() -> list[Any]:
 
 
 PROJECTS = [
-    Project("hello", autotools, "hello", {"test": r"# PASS: +[1-9]\d*\n[^=]*# FAIL: +0\n"}),
+    pytest.param(
+        Project("hello", autotools, "hello", {"test": r"# PASS: +[1-9]\d*\n[^=]*# FAIL: +0\n"}),
+        marks=differs("statx"),  # Its configure asks "ls -di .".
+    ),
     Project(
         "cjson", cmake, "out/libcjson.so.1.*", {"test": r"100% tests passed, 0 tests failed out of"}
     ),
