@@ -231,6 +231,9 @@ class SandboxLatentWorker(Reconfigured, AbstractLatentWorker):
             await self._pick_policy(ending)
             sandbox = await self._ready_sandbox(ending, audit)
         except SandboxworkerError as error:
+            early = self._early
+            if ending.sandbox is None and early is not None and early.build is self._build:
+                ending.sandbox = early.sandbox  # It never got to it, and its end is told of it.
             await ending.refused(error)
             if error.actor is Actor.ENGINE:
                 # It may pass; what Buildbot calls quarantine is the pause before the next try.

@@ -9,6 +9,7 @@ from there. Everything here blocks, and belongs into a thread.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import itertools
@@ -45,7 +46,10 @@ def put(sdk: Any, image: str, labels: Mapping[str, str]) -> str:
     }
     container = sdk.create_container_from_config(body)["Id"]
     try:
-        if _found(sdk.get_archive(container, _PLACE)[0]) != ETC_FILES:
+        packed = sdk.get_archive(container, _PLACE)[0]
+        with contextlib.closing(packed):  # The connection is held until then.
+            is_right = _found(packed) == ETC_FILES
+        if not is_right:
             sdk.put_archive(container, _PLACE, _archive())
     finally:
         sdk.remove_container(container, force=True)

@@ -139,6 +139,30 @@ async def test_a_start_that_was_refused_is_told_where_and_as_any_other(
         assert master.errors == []
 
 
+@pytest_twisted.ensureDeferred
+async def test_one_that_does_not_get_to_its_build_ends_as_that_does(
+    bad: BadEngine, left_over: Any, tmp_path: Path, hold: Any, monkeypatch: Any
+) -> None:
+    """Each sandbox that was ready has one outcome, also where its build failed to ask."""
+    monkeypatch.setattr(SandboxLatentWorker, "quarantine_initial_timeout", 0.2)
+    monkeypatch.setattr(SandboxLatentWorker, "quarantine_timeout", 0.2)
+    config = one_builder_each([worker(engine=bad.url)])
+    async with running_master(tmp_path, config, left_over) as master:
+
+        async def meanwhile() -> None:
+            await heard(master, "ready")
+            bad.strike("GET /images/", answer=refusal(500, "a fault of the engine's"), times=1)
+
+        hold(master, LAST, meanwhile)
+        request = await master.begin("w", [shell("true", "s")])
+        wanted = ["retry", "success"]
+        await until(lambda: _results(master, request, wanted), "a retry that succeeds", 60)
+        await heard(master, "gone", 2)
+        outcomes = [each.get("outcome") for each in events(master, "gone")]
+        assert sorted(outcomes) == ["completed", "engine-error"]
+        assert not [each for each in master.audit if each["event"] == "build.concluded"]
+
+
 async def _results(master: RealMaster, request: int, wanted: list[str]) -> bool:
     builds = await master.builds(request)
     return [Results[each["results"]] for each in builds if each["complete"]] == wanted
