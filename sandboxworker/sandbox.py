@@ -53,9 +53,6 @@ DESTROY_DEADLINE = 30.0
 #: Under a fork bomb at the pids limit one took 0.7 s.
 KILL_DEADLINE = 10.0
 KILL_ATTEMPTS = 5
-#: Processes beyond the policy's `pids` that a sandbox may have during all attempts but the first.
-#: An exec of runc's has some ten threads before it becomes the command.
-KILL_ROOM = 32
 #: Seconds within which the keeper's end is heard of, where a killed container has ended with it.
 KEEPER_SECONDS = 0.5
 #: Seconds from the first call to a sandbox that is ready for commands.
@@ -425,45 +422,15 @@ class Sandbox:
 
         One ``kill -9 -1`` is atomic against forks (kernel: ``kill(2)``, "If pid equals -1"),
         so it needs no second look, only to be started, which a fork bomb can hinder.
-        The further attempts have `KILL_ROOM`.
         Where it cannot be started the sandbox is lost and destroyed.
         """
-        failed = await self._kill_once()
-        if failed is not None:
-            failed = await self._kill_with_room()
-        if failed is not None:
-            self.lose(failed)
-
-    async def _kill_with_room(self) -> Exception | None:
-        """Why none of the further attempts came to its end; None where one did.
-
-        The engine's own processes and threads count as the sandbox's and may find no place in it.
-        The build has the room as well for so long, and loses it before its next command.
-        """
-        failed = no_room = await self._limit_processes(self.spec.pids + KILL_ROOM)
-        try:
-            for _ in range(KILL_ATTEMPTS - 1):
-                await task.deferLater(self.reactor, 0.2, _nobody)
-                failed = await self._kill_once()
-                if failed is None:
-                    break
-        finally:
-            # What was refused has changed nothing; anything else may have.
-            if not isinstance(no_room, EngineRefused):
-                failed = await self._limit_processes(self.spec.pids) or failed
-        return failed
-
-    async def _limit_processes(self, limit: int) -> Exception | None:
-        """Why the engine did not change the limit, which the kernel has by then; None if it did."""
-        changing = defer.ensureDeferred(self.engine.limit_processes(str(self._container), limit))
-        changing.addTimeout(KILL_DEADLINE, self.reactor)
-        try:
-            await changing
-        except defer.TimeoutError:
-            return EngineTimeout(self.engine.name, "update", KILL_DEADLINE)
-        except EngineError as error:
-            return error
-        return None
+        failed: Exception | None = None
+        for _ in range(KILL_ATTEMPTS):
+            failed = await self._kill_once()
+            if failed is None:
+                return
+            await task.deferLater(self.reactor, 0.2, _nobody)
+        self.lose(failed or Hindered(self.id))
 
     async def _kill_once(self) -> Exception | None:
         """Why the kill did not come to its end; None where it did, or where there is no need."""

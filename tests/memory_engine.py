@@ -235,8 +235,6 @@ class MemoryEngine:
         self.cores = Cores()
         self.images = {IMAGE.reference: IMAGE}
         self.containers: dict[str, MemoryContainer] = {}
-        #: Of `limit_processes`, in their order.
-        self.process_limits: list[int] = []
         self.commands: dict[tuple[str, ...], Command] = {}
         self.script: Callable[[ExecRequest], Command] = lambda request: Command()
         self.dropped: set[str] = set()
@@ -336,11 +334,6 @@ class MemoryEngine:
 
     async def resize(self, exec_id: str, rows: int, columns: int) -> None:
         await self._begin("resize")
-
-    async def limit_processes(self, container: str, limit: int) -> None:
-        await self._begin("limit_processes")
-        self._existing("limit_processes", container)
-        self.process_limits.append(limit)
 
     async def usage(self, container: str) -> Usage:
         await self._begin("usage")

@@ -88,7 +88,7 @@ class SandboxRunProcess(RunProcess):
     deferred: defer.Deferred[int] | None
 
     # Longer than the sandbox tries to kill: where that fails it is destroyed, which ends all.
-    BACKUP_TIMEOUT = (KILL_ATTEMPTS + 2) * (KILL_DEADLINE + 1) + 10
+    BACKUP_TIMEOUT = KILL_ATTEMPTS * (KILL_DEADLINE + 1) + 10
 
     def __init__(
         self,

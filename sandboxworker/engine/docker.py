@@ -201,9 +201,6 @@ class DockerEngine:
     async def resize(self, exec_id: str, rows: int, columns: int) -> None:
         await self._call("resize", lambda sdk: sdk.exec_resize(exec_id, rows, columns))
 
-    async def limit_processes(self, container: str, limit: int) -> None:
-        await self._call("update", lambda sdk: _update(sdk, container, {"PidsLimit": limit}))
-
     async def usage(self, container: str) -> Usage:
         stats = await self._call(
             "stats", lambda sdk: sdk.stats(container, stream=False, one_shot=True)
@@ -534,16 +531,6 @@ def usage_of(stats: Mapping[str, Any]) -> Usage:
         memory_peak=memory.get("max_usage") or None,
         cpu_seconds=None if total is None else round(total / 1e9, 3),
     )
-
-
-def _update(sdk: Any, container: str, resources: Mapping[str, int]) -> None:
-    """In a thread: the SDK's own call knows no ``PidsLimit``; what is not named stays as it is."""
-    url = f"{sdk.base_url}/v{sdk.api_version}/containers/{container}/update"
-    answer = sdk.post(url, json=resources, timeout=sdk.timeout)
-    try:
-        answer.raise_for_status()
-    except requests.exceptions.HTTPError as error:
-        raise docker.errors.create_api_error_from_http_exception(error) from error
 
 
 def _local_peak(sdk: Any, container: str) -> int | None:

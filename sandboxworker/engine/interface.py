@@ -201,9 +201,6 @@ class Engine(Protocol):
     async def resize(self, exec_id: str, rows: int, columns: int) -> None:
         """Tell a command's terminal its size."""
 
-    async def limit_processes(self, container: str, limit: int) -> None:
-        """Change how many processes and threads a running container may have."""
-
     async def usage(self, container: str) -> Usage:
         """What a running container has used so far."""
 

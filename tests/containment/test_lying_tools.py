@@ -316,13 +316,13 @@ async def test_a_command_that_never_ends_is_over_at_the_deadline(
 
 def answer(tool: str, script: str) -> str:
     """A lie of one tool; of the shell for one of our scripts, by how that begins."""
-    if tool in ("ls --", "[ -f", "[ -d"):
+    if tool in ("cd --", "[ -f", "[ -d"):
         return f'case "$T$2" in "sh{tool} "*) {script}; exit 0;; esac'
     return f"case $T in {tool}) {script}; exit 0;; esac"
 
 
 def listing(name: str) -> str:
-    return answer("ls --", f"printf '%b\\0' '{name}'")
+    return answer("cd --", f"printf '%b\\0' '{name}'")
 
 
 def found(*names: str) -> str:
@@ -335,9 +335,9 @@ LIES = [
     ("listdir", listing("a/b"), "leaves"),
     ("listdir", listing(".."), "leaves"),
     ("listdir", listing(""), "leaves"),
-    ("listdir", answer("ls --", "exec /usr/bin/yes name"), "more names"),
-    ("listdir", answer("ls --", "exec /usr/bin/cat /dev/zero"), "more names"),
-    ("listdir", answer("ls --", "/usr/bin/head -c 8000000 /dev/zero"), "more names"),
+    ("listdir", answer("cd --", "exec /usr/bin/yes name"), "more names"),
+    ("listdir", answer("cd --", "exec /usr/bin/cat /dev/zero"), "more names"),
+    ("listdir", answer("cd --", "/usr/bin/head -c 8000000 /dev/zero"), "more names"),
     ("glob", found("/etc/passwd"), "leaves"),
     ("glob", found("/build/../etc/passwd"), "leaves"),
     ("glob", found("/build/./x"), "leaves"),

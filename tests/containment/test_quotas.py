@@ -206,29 +206,6 @@ async def test_processes_and_threads_end_at_their_limit(
     assert await shell(sandbox, "echo alive") == "alive\nexit 0"
 
 
-LIMITS = "cat {} 2>/dev/null".format(
-    " ".join(
-        f"/sys/fs/cgroup/{name}"
-        for name in (
-            *("pids.max", "memory.max", "memory.swap.max", "cpu.max", "cpuset.cpus"),
-            *("pids/pids.max", "memory/memory.limit_in_bytes", "cpu/cpu.cfs_quota_us"),
-            *("memory/memory.memsw.limit_in_bytes", "cpuset/cpuset.cpus"),
-        )
-    )
-)
-
-
-@pytest_twisted.ensureDeferred
-async def test_room_for_the_kill_changes_no_other_limit_and_goes_again(make_sandbox: Any) -> None:
-    sandbox = await make_sandbox(**SMALL)
-    before = (await shell(sandbox, LIMITS)).split()
-    assert before.count("64") == 1
-    for limit in (96, 64):
-        await within(SECONDS, sandbox.engine.limit_processes(sandbox.container, limit))
-        now = (await shell(sandbox, LIMITS)).split()
-        assert now == [str(limit) if each == "64" else each for each in before]
-
-
 RLIMITS = """\
 import ctypes, mmap, os, resource, signal
 opened = 0

@@ -87,7 +87,6 @@ def calls(engine: DockerEngine) -> dict[str, Any]:
         "exec": lambda: engine.exec("x", ExecRequest(("true",), "1:1"), Recorder()),
         "exec_status": lambda: engine.exec_status("x"),
         "resize": lambda: engine.resize("x", 1, 1),
-        "limit_processes": lambda: engine.limit_processes("x", 10),
         "usage": lambda: engine.usage("x"),
         "remove": lambda: engine.remove("x"),
         "list": lambda: engine.list({}),

@@ -35,7 +35,6 @@ from sandboxworker.proof import ask
 from sandboxworker.sandbox import (
     DEADLINE_GRACE,
     DESTROY_DEADLINE,
-    KILL_ROOM,
     POST_MORTEM_DEADLINE,
     START_DEADLINE,
     Owner,
@@ -729,7 +728,6 @@ def test_all_processes_of_the_build_are_killed_by_one_command(world: World, stat
     (request,) = world.engine.executed
     assert request.argv[-2:] == ("KILL", "-1")
     assert request.user == sandbox.identity.user
-    assert world.engine.process_limits == []
     assert sandbox.is_ready
 
 
@@ -740,36 +738,6 @@ def test_kill_that_cannot_be_started_is_tried_again(world: World) -> None:
     world.result(sandbox.kill_all(), seconds=5)
     assert sandbox.is_ready
     assert len(world.engine.executed) == 1
-    pids = sandbox.spec.pids
-    assert world.engine.process_limits == [pids + KILL_ROOM, pids]
-
-
-def test_engine_that_gives_no_room_for_a_kill_is_still_asked_to_kill(world: World) -> None:
-    sandbox = world.ready()
-    world.engine.script = kills(lambda _: Command())
-    refused = EngineRefused("memory", "exec", 500, "no pids left")
-    world.engine.failures["exec"] = [refused]
-    world.engine.failures["limit_processes"] = [refused]
-    world.result(sandbox.kill_all(), seconds=5)
-    assert sandbox.is_ready
-    assert world.engine.process_limits == []
-
-
-def test_sandbox_that_keeps_the_room_for_a_kill_is_lost(world: World) -> None:
-    sandbox = world.ready()
-    reasons = watched(sandbox)
-    kept = EngineRefused("memory", "update", 500, "cannot update")
-
-    def killed(_: int) -> Command:
-        world.engine.failures["limit_processes"] = [kept]
-        return Command()
-
-    world.engine.script = kills(killed)
-    world.engine.failures["exec"] = [EngineRefused("memory", "exec", 500, "no pids left")]
-    world.result(sandbox.kill_all(), seconds=5)
-    world.pump(5)
-    assert reasons == [kept]
-    assert sandbox.state is State.GONE
 
 
 def test_sandbox_whose_processes_cannot_be_killed_is_lost(world: World) -> None:

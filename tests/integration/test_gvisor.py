@@ -62,7 +62,7 @@ async def test_a_hostile_build_gets_nowhere(master: RealMaster) -> None:
             shell("touch /usr/x; touch /etc/x; echo 1 >/proc/sys/kernel/printk", "write"),
             shell("mount -t tmpfs none /tmp; mknod d b 8 0; chown 0 /tmp; cat /dev/mem", "root"),
             shell("cat /proc/net/dev; git ls-remote https://192.0.2.1/x", "network"),
-            shell("head -c 64m /dev/zero >full; wc -c <full; rm full", "disk"),
+            shell("head -c 64m /dev/zero >full; s=$?; wc -c <full; exit $s", "disk"),
         ],
     )
     assert build.result == "failure"
