@@ -65,7 +65,7 @@ async def master(
                 assert build.result == "success", build.log
             yield running
     finally:
-        engine_client.remove_image(image)
+        engine_client.remove_image(image, force=True)
 
 
 @pytest.fixture
