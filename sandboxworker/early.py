@@ -14,6 +14,7 @@ from twisted.internet import defer
 from sandboxworker import shells
 from sandboxworker.engine.address import EngineAddress
 from sandboxworker.errors import SandboxworkerError
+from sandboxworker.policy import SandboxPolicy
 from sandboxworker.sandbox import Sandbox
 from sandboxworker.spec import ContainerSpec
 from sandboxworker.unexpected import unexpected
@@ -42,6 +43,7 @@ class EarlyStart:
         self.build = build
         self.address = address
         self.sandbox: Sandbox | None = None
+        self._known: tuple[SandboxPolicy, ContainerSpec] | None = None
         self._timer = reactor.callLater(LONGEST_EARLY, give_up)
         self._making = defer.ensureDeferred(self._begin(make))
         # What is wrong is met again, and told, when the build asks.
@@ -53,6 +55,18 @@ class EarlyStart:
         if sandbox is not None:
             self.sandbox = sandbox
             begin(sandbox)
+
+    def know(self, policy: SandboxPolicy, spec: ContainerSpec) -> None:
+        """What the image was found to be for this build."""
+        self._known = policy, spec
+
+    def spec(
+        self, build: Any, address: EngineAddress, policy: SandboxPolicy
+    ) -> ContainerSpec | None:
+        """What this build's sandbox is under a policy, where that was asked for it already."""
+        is_same = self.build is build and self.address == address
+        known = self._known if is_same else None
+        return known[1] if known is not None and known[0] == policy else None
 
     def fits(self, build: Any, address: EngineAddress, spec: ContainerSpec) -> bool:
         """Whether it is what the build asks for now: a reconfigure may have come between."""

@@ -204,6 +204,8 @@ class SandboxLatentWorker(Reconfigured, AbstractLatentWorker):
         """None where one is kept ready, which the build will claim."""
         _, policy = self.policies.pick(build.builder.config.properties.get(PROPERTY))
         spec = await self._spec(policy)
+        if self._early is not None:
+            self._early.know(policy, spec)
         if self._house.has_ready(engine.address, spec):
             return None
         await build.get_buildid()  # All that is told of the sandbox is told as this build's.
@@ -255,7 +257,7 @@ class SandboxLatentWorker(Reconfigured, AbstractLatentWorker):
 
     async def _ready_sandbox(self, ending: Ending, audit: Audit) -> Sandbox:
         """One that starts already, one kept ready, or a new one: nobody waits for another's."""
-        spec = await self._spec(ending.policy)
+        spec = self._known_spec(ending.policy) or await self._spec(ending.policy)
         sandbox = self._take_early(spec) or self._take_ready(spec, audit) or self._new(spec, audit)
         self._sandbox = ending.sandbox = sandbox
         self._given = defer.ensureDeferred(self._give_properties(self._build, sandbox))
@@ -263,6 +265,12 @@ class SandboxLatentWorker(Reconfigured, AbstractLatentWorker):
         sandbox.on_deadline = ending.expired
         await sandbox.started()
         return sandbox
+
+    def _known_spec(self, policy: SandboxPolicy) -> ContainerSpec | None:
+        """Where the image was asked for this very build, some writes to the database ago."""
+        if self._early is None:
+            return None
+        return self._early.spec(self._build, self._running_engine().address, policy)
 
     def _take_early(self, spec: ContainerSpec) -> Sandbox | None:
         early = self._early

@@ -144,6 +144,8 @@ async def test_one_that_does_not_get_to_its_build_ends_as_that_does(
     bad: BadEngine, left_over: Any, tmp_path: Path, hold: Any, monkeypatch: Any
 ) -> None:
     """Each sandbox that was ready has one outcome, also where its build failed to ask."""
+    # As after a reconfigure: the image is asked anew.
+    monkeypatch.setattr(early.EarlyStart, "spec", lambda *_: None)
     monkeypatch.setattr(SandboxLatentWorker, "quarantine_initial_timeout", 0.2)
     monkeypatch.setattr(SandboxLatentWorker, "quarantine_timeout", 0.2)
     config = one_builder_each([worker(engine=bad.url)])
