@@ -16,7 +16,7 @@ from own_daemon import why_not
 pytestmark = pytest.mark.engine
 
 TESTS = Path(__file__).resolve().parents[1]
-SECONDS = 240
+SECONDS = 400
 #: A hiccup every five builds, and every third of them one of the whole daemon.
 ARGUMENTS = ("--builds=32", "--workers=4", "--every=5", "--restarts=3", "--seed=7")
 

@@ -22,6 +22,7 @@ from twisted.internet import defer, reactor, threads
 
 from sandboxworker import SandboxLatentWorker
 from sandboxworker.auditfile import FILE, reading
+from sandboxworker.housekeeping import SWEEP_SECONDS
 from sandboxworker.sandbox import LIVING
 from soak.counts import ALLOWED, MIB, counts, memory
 from soak.harm import EngineHarm, kill_victim, now, remove_sandbox
@@ -31,8 +32,9 @@ from soak.verdict import Try, Wanted, complaints
 
 #: Seconds for the last builds, and for all that they leave to be gone.
 END_SECONDS = 600.0
-#: A call that hangs is given up after 30 s, and then the sandbox is asked for again.
-SETTLE_SECONDS = 100.0
+#: A call that hangs is given up after 30 s, and then the sandbox is asked for again; what an engine
+#: makes after it was asked whether it is there is the reaper's.
+SETTLE_SECONDS = SWEEP_SECONDS + 40
 _SAMPLE_SECONDS = 10.0
 #: Builds for each worker before the first count: what is made once is made by then.
 _WARM_UP = 3
