@@ -64,14 +64,18 @@ class EarlyStart:
         self, build: Any, address: EngineAddress, policy: SandboxPolicy
     ) -> ContainerSpec | None:
         """What this build's sandbox is under a policy, where that was asked for it already."""
-        is_same = self.build is build and self.address == address
-        known = self._known if is_same else None
-        return known[1] if known is not None and known[0] == policy else None
+        if self._known is None or not self._is_for(build, address):
+            return None
+        asked_for, spec = self._known
+        return spec if asked_for == policy else None
 
     def fits(self, build: Any, address: EngineAddress, spec: ContainerSpec) -> bool:
         """Whether it is what the build asks for now: a reconfigure may have come between."""
-        is_same = self.build is build and self.address == address
-        return is_same and self.sandbox is not None and self.sandbox.spec == spec
+        is_spec = self.sandbox is not None and self.sandbox.spec == spec
+        return is_spec and self._is_for(build, address)
+
+    def _is_for(self, build: Any, address: EngineAddress) -> bool:
+        return self.build is build and self.address == address
 
     def end(self) -> None:
         """It was asked for, or is given up."""

@@ -7,11 +7,15 @@ hangs or cuts.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import random
 import re
+import shutil
+import tempfile
 from collections import Counter
+from collections.abc import AsyncIterator
 from typing import Any
 
 import attrs
@@ -336,3 +340,16 @@ class _ToEngine(protocol.Protocol):
             if not self._is_over:
                 self._client.transport.loseConnection()
         self._is_over = True
+
+
+@contextlib.asynccontextmanager
+async def behind_a_proxy(target: str) -> AsyncIterator[BadEngine]:
+    """The engine at a socket's path behind a proxy, for the length of a block."""
+    folder = tempfile.mkdtemp(prefix="bad-")  # A socket's path has to be short.
+    proxy = BadEngine(target, f"{folder}/sock")
+    proxy.up()
+    try:
+        yield proxy
+    finally:
+        await proxy.down()
+        shutil.rmtree(folder)

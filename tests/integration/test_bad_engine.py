@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 import bad_engine
 import pytest
 import pytest_twisted
-from bad_engine import OUT_OF_DISK, OUT_OF_PIDS, BadEngine, half_json, refusal
+from bad_engine import OUT_OF_DISK, OUT_OF_PIDS, BadEngine, behind_a_proxy, half_json, refusal
 from buildbot.process.results import Results
 from conftest import BUSYBOX
 from own_daemon import OwnDaemon, why_not
@@ -72,12 +70,8 @@ def short_deadlines() -> Iterator[None]:
 @pytest_twisted.async_yield_fixture(scope="module")
 async def bad(engine_client: Any, short_deadlines: None) -> AsyncIterator[BadEngine]:
     """The engine behind a proxy."""
-    folder = tempfile.mkdtemp(prefix="bad-")  # A socket's path has to be short.
-    proxy = BadEngine(resolve(None).socket_path, f"{folder}/sock")
-    proxy.up()
-    yield proxy
-    await proxy.down()
-    shutil.rmtree(folder)
+    async with behind_a_proxy(resolve(None).socket_path) as proxy:
+        yield proxy
 
 
 @pytest_twisted.async_yield_fixture(scope="module")

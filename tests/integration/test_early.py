@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import bad_engine
 import pytest
 import pytest_twisted
-from bad_engine import BadEngine, refusal
+from bad_engine import BadEngine, behind_a_proxy, refusal
 from buildbot.plugins import steps, util
 from buildbot.process.results import Results
 from conftest import BUSYBOX
@@ -37,12 +35,8 @@ def worker(name: str = "w", **more: Any) -> SandboxLatentWorker:
 @pytest_twisted.async_yield_fixture
 async def bad() -> AsyncIterator[BadEngine]:
     """The engine behind a proxy."""
-    folder = tempfile.mkdtemp(prefix="bad-")  # A socket's path has to be short.
-    proxy = BadEngine(resolve(None).socket_path, f"{folder}/sock")
-    proxy.up()
-    yield proxy
-    await proxy.down()
-    shutil.rmtree(folder)
+    async with behind_a_proxy(resolve(None).socket_path) as proxy:
+        yield proxy
 
 
 @pytest.fixture
