@@ -453,9 +453,10 @@ async def test_the_stop_button_ends_a_build_within_10_seconds(
         await pause(4)  # For a backlog of what it wrote.
     pressed = reactor.seconds()
     await master.stop_build(request)
-    build = await master.finished(request)
+    await master.ended(request)
     await until(lambda: not master.containers(engine_client), "its end", 10)
     assert reactor.seconds() - pressed < 10
+    build = await master.finished(request)
     assert build.result == "cancelled"
     assert build["hang"].result == "cancelled", build.log
     assert "never" not in {step.name for step in build.steps}
