@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,17 @@ def counts(client: Any, place: str) -> Mapping[str, int]:
         "threads": len(os.listdir("/proc/self/task")),
         "descriptors": len(os.listdir("/proc/self/fd")),
     }
+
+
+def listing(client: Any, place: str) -> list[str]:
+    """What the containers and the processes that `counts` counts are, a line each."""
+    containers = [
+        f"container {each['Names']} {each['State']}, made {time.ctime(each['Created'])}"
+        for each in client.containers(all=True)
+    ]
+    shims = [" ".join(words) for words in _commands() if _is_shim(words, place)]
+    ours = [_read(Path(f"/proc/{pid}/cmdline")) for pid in _descendants(os.getpid())]
+    return [*containers, *shims, *(words.replace("\0", " ") for words in ours)]
 
 
 def memory() -> int:

@@ -18,7 +18,10 @@ MAX_GROWTH = 24 * MIB
 
 @attrs.frozen
 class Report:
-    """``memory``: seconds, builds completed and bytes, every ten seconds."""
+    """``memory``: seconds, builds completed and bytes, every ten seconds.
+
+    ``remaining``: which containers and processes there were in the end, a line each.
+    """
 
     options: Mapping[str, Any]
     seconds: float
@@ -29,6 +32,7 @@ class Report:
     outcomes: Counter[str]
     before: Mapping[str, int]
     after: Mapping[str, int]
+    remaining: list[str]
     memory: list[tuple[float, int, int]]
     stall: float
     errors: list[str]
@@ -76,6 +80,7 @@ class Report:
             *_table("what was wrong with the engine", self.harm),
             *_table("counts before", self.before),
             *_table("counts after", self.after),
+            *(f"  remaining: {what}" for what in self.remaining),
             "memory of the master: "
             + (f"{sizes[0]:.0f} to {sizes[-1]:.0f} MiB, at most {max(sizes):.0f}" if sizes else "-")
             + f"; since the first quarter {self.growth / MIB:+.1f} MiB",

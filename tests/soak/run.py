@@ -24,7 +24,7 @@ from sandboxworker import SandboxLatentWorker
 from sandboxworker.auditfile import FILE, reading
 from sandboxworker.housekeeping import SWEEP_SECONDS
 from sandboxworker.sandbox import LIVING
-from soak.counts import ALLOWED, MIB, counts, memory
+from soak.counts import ALLOWED, MIB, counts, listing, memory
 from soak.harm import EngineHarm, kill_victim, now, remove_sandbox
 from soak.kinds import KINDS, POLICIES, VICTIM, Deed, Kind
 from soak.report import Report
@@ -120,7 +120,9 @@ class Soak:
         await self._ask_for_outcomes()
         after = await self._settled(before)
         stall.stop()
-        return self._report(seconds, before, after, harm, stall.longest)
+        place = self._daemon.root.name
+        remaining = await threads.deferToThread(listing, self._client, place)
+        return self._report(seconds, before, after, remaining, harm, stall.longest)
 
     # builds
 
@@ -255,7 +257,13 @@ class Soak:
         return await look()
 
     def _report(
-        self, seconds: float, before: Any, after: Any, harm: EngineHarm, stall: float
+        self,
+        seconds: float,
+        before: Any,
+        after: Any,
+        remaining: list[str],
+        harm: EngineHarm,
+        stall: float,
     ) -> Report:
         endless = [
             f"request {each.request} has no end" for each in self._wanted.values() if not each.final
@@ -275,6 +283,7 @@ class Soak:
             outcomes=sandboxes,
             before=dict(before),
             after=dict(after),
+            remaining=remaining,
             memory=self._samples,
             stall=stall,
             errors=[each for each in self._master.errors if not _is_buildbots_own(each)],
