@@ -21,7 +21,6 @@ from sandboxworker.engine.address import EngineAddress, resolve
 from sandboxworker.engine.docker import ENGINES, DockerEngine
 from sandboxworker.errors import (
     Actor,
-    DiskRefused,
     EngineError,
     EngineUnreachable,
     NotDestroyed,
@@ -35,11 +34,12 @@ from sandboxworker.policy import SandboxPolicy
 from sandboxworker.portless import allow_no_protocols
 from sandboxworker.properties import give
 from sandboxworker.reconfigured import Reconfigured
-from sandboxworker.retries import MAX_RETRIES, retries_faults
+from sandboxworker.retries import MAX_RETRIES
 from sandboxworker.sandbox import Owner, Sandbox
-from sandboxworker.spec import UID_RANGE, ContainerSpec, build_spec
+from sandboxworker.spec import ContainerSpec, build_spec
 from sandboxworker.trust import check_trust, ignored_choice
 from sandboxworker.unexpected import unexpected
+from sandboxworker.worker_faults import worker_faults
 
 _SOURCE = "SandboxLatentWorker"
 
@@ -94,15 +94,10 @@ class SandboxLatentWorker(Reconfigured, AbstractLatentWorker):
         standby: Any = 0,
         **kwargs: Any,
     ) -> None:
-        faults = (
+        for fault in (
             *argument_faults(positional, kwargs),
-            *_policy_faults(policy),
-            *_engine_faults(engine),
-            *_disk_faults(policy, engine),
-            *retries_faults(max_retries),
-            *_standby_faults(standby),
-        )
-        for fault in faults:
+            *worker_faults(policy, engine, max_retries, standby),
+        ):
             config.error(f"SandboxLatentWorker {name!r}: {fault}")
         self.policies = as_policies(policy)
         super().checkConfig(name, None, **worker_arguments(kwargs))
@@ -406,42 +401,3 @@ class SandboxLatentWorker(Reconfigured, AbstractLatentWorker):
 
 allow_no_protocols(lambda worker: isinstance(worker, SandboxLatentWorker))
 check_trust(lambda worker: worker.policies if isinstance(worker, SandboxLatentWorker) else None)
-
-
-def _policy_faults(policy: Any) -> list[str]:
-    if not isinstance(policy, (SandboxPolicy, SandboxPolicies)):
-        return [f"policy={policy!r}: a SandboxPolicy is required"]
-    faults = [f"policy: {fault}" for fault in policy.faults()]
-    profiles = map(_profile_fault, sorted(as_policies(policy).profiles))
-    return [*faults, *(f"policy: {fault}" for fault in profiles if fault)]
-
-
-def _disk_faults(policy: Any, engine: Any) -> list[str]:
-    """What is known before any build; the rest is found out with the first one."""
-    if _policy_faults(policy) or _engine_faults(engine) or resolve(engine).is_unix:
-        return []
-    on_disk = any(each.disk_backing == "disk" for each in as_policies(policy).policies.values())
-    return [str(DiskRefused(str(resolve(engine)), "it is on another machine"))] * on_disk
-
-
-def _profile_fault(name: str) -> str | None:
-    try:
-        seccomp.load(name)
-    except SandboxworkerError as error:
-        return str(error)
-    return None
-
-
-def _standby_faults(standby: Any) -> list[str]:
-    is_number = isinstance(standby, int) and not isinstance(standby, bool)
-    if is_number and 0 <= standby <= len(UID_RANGE):
-        return []
-    return [f"standby={standby!r}: a whole number from 0 to {len(UID_RANGE)}"]
-
-
-def _engine_faults(engine: Any) -> list[str]:
-    try:
-        resolve(engine)
-    except SandboxworkerError as error:
-        return [str(error)]
-    return []

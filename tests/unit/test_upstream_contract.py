@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import buildbot
+import docker
 import pytest
 import pytest_twisted
 from buildbot.changes.gitpoller import GitPoller
@@ -705,3 +706,14 @@ def test_branches_true_of_a_git_poller_means_branches_alone() -> None:
 def test_a_reader_holds_its_file_where_we_look_for_its_size() -> None:
     file = io.BytesIO(b"text")
     assert null.FileReaderProxy(FileReader(file)).impl.fp is file
+
+
+# ---- the SDK -------------------------------------------------------------------------------------
+
+
+def test_the_sdk_looks_at_a_path_by_the_names_that_we_call() -> None:
+    """It has no call for the facts alone."""
+    found = source(docker.APIClient.get_archive)
+    assert {"_url", "_raise_for_status"} <= attributes(docker.APIClient.get_archive)
+    assert "self._url('/containers/{0}/archive', container)" in found
+    assert "'x-docker-container-path-stat'" in found
