@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -29,6 +30,7 @@ from sandboxworker.seccomp import load
 from sandboxworker.spec import Identity, build_spec, create_body
 
 SECONDS = 180.0
+MIB = 1024 * 1024
 
 pytestmark = [
     pytest.mark.engine,
@@ -41,22 +43,41 @@ pytestmark = [
 #: crun refuses a host that has cgroup v1 as well.
 HAS_CGROUP_V2_ALONE = Path("/sys/fs/cgroup/cgroup.controllers").exists()
 RUNTIMES = ["runc", *(["crun"] if HAS_CGROUP_V2_ALONE and shutil.which("crun") else [])]
+#: Run by an ordinary user, whose containers have but that one uid.
+ROOTLESS, NOBODY = "rootless", 65534
 
 
-@pytest.fixture(scope="module", params=RUNTIMES)
+@pytest.fixture(scope="module", params=[*RUNTIMES, ROOTLESS])
 def podman(engine_client: Any, request: pytest.FixtureRequest) -> Iterator[str]:
     """The URL of a Podman of this module's own, with the small image."""
+    is_rootless = request.param == ROOTLESS
+    runtime = "runc" if is_rootless else request.param
+    with _service(engine_client, runtime, NOBODY if is_rootless else 0) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def _service(engine_client: Any, runtime: str, uid: int = 0) -> Iterator[str]:
     # Its run folder's path must have less than 50 characters.
     folder = Path(tempfile.mkdtemp(prefix="podman-"))
     url = f"unix://{folder}/s"
     command = [
+        "setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups",
         "podman", "--root", folder / "root", "--runroot", folder / "run",
         "--tmpdir", folder / "tmp",
-        "--cgroup-manager=cgroupfs", "--storage-driver=vfs", f"--runtime={request.param}",
+        "--cgroup-manager=cgroupfs", "--storage-driver=vfs", f"--runtime={runtime}",
         "system", "service", "--time=0", url,
     ]  # fmt: skip
+    home = {} if uid == 0 else {"HOME": str(folder), "XDG_RUNTIME_DIR": str(folder)}
     with (folder / "log").open("w") as log:
-        service = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log)
+        os.chown(folder, uid, uid)
+        service = subprocess.Popen(
+            list(map(str, command)),
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+            env={"PATH": os.environ["PATH"], **home},
+        )
     try:
         client = _client(url)
         client.load_image(b"".join(engine_client.get_image(BUSYBOX)))
@@ -83,6 +104,7 @@ def test_podman_runs_what_it_can(podman: str) -> None:
         (found,) = client.images()
         body = {
             "Image": found["RepoTags"][0],
+            "User": "0:0",
             "Entrypoint": ["/bin/sh", "-c", "exit 7"],
             "HostConfig": {
                 "NetworkMode": "none",
@@ -140,5 +162,21 @@ def test_what_a_sandbox_asks_for_is_not_to_be_had(podman: str) -> None:
         unfiltered["HostConfig"]["SecurityOpt"] = ["no-new-privileges"]
         with pytest.raises(docker.errors.APIError, match='unknown mount option "nr_inodes='):
             client.create_container_from_config(unfiltered, "unfiltered")
+    finally:
+        client.close()
+
+
+@pytest.mark.parametrize("podman", [ROOTLESS], indirect=True)
+@pytest.mark.skipif(HAS_CGROUP_V2_ALONE, reason="there it depends on what the user was given")
+def test_a_rootless_podman_takes_limits_and_drops_them(podman: str) -> None:
+    """An ordinary user has no cgroups of version 1."""
+    client = _client(podman)
+    try:
+        (found,) = client.images()
+        limits = {"Memory": 32 * MIB, "PidsLimit": 50, "NanoCpus": 10**9}
+        body = {"Image": found["RepoTags"][0], "User": "0:0", "HostConfig": limits}
+        container = client.create_container_from_config(body, "limited")["Id"]
+        host = client.inspect_container(container)["HostConfig"]
+        assert {name: host[name] for name in limits} == dict.fromkeys(limits, 0)
     finally:
         client.close()
