@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -77,6 +78,7 @@ def _service(engine_client: Any, runtime: str, uid: int = 0) -> Iterator[str]:
             stderr=log,
             cwd=folder,
             env={"PATH": os.environ["PATH"], **home},
+            start_new_session=True,
         )
     try:
         client = _client(url)
@@ -84,8 +86,11 @@ def _service(engine_client: Any, runtime: str, uid: int = 0) -> Iterator[str]:
         client.close()
         yield url
     finally:
-        service.terminate()
+        # One without root has made itself a child in a namespace of its own, and one that keeps it.
+        os.killpg(service.pid, signal.SIGTERM)
         service.wait(SECONDS)
+        for keeper in folder.rglob("pause.pid"):
+            os.kill(int(keeper.read_text()), signal.SIGKILL)
         shutil.rmtree(folder)
 
 
