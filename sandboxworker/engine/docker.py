@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import attrs
 import docker.errors
 import requests.exceptions
-from docker.utils import decode_json_header
 from twisted.internet import defer, endpoints, ssl, threads
 from twisted.internet.protocol import Factory
 from twisted.python import log
@@ -20,6 +19,15 @@ from twisted.python.threadpool import ThreadPool
 
 from sandboxworker.engine import etcfiles
 from sandboxworker.engine.address import EngineAddress
+from sandboxworker.engine.answers import (
+    entry_of,
+    host_facts,
+    image_facts,
+    listed,
+    memory_ended_it,
+    unsupported,
+    usage_of,
+)
 from sandboxworker.engine.cgroup import bound_sockets, has_memory_v1, memory_peak
 from sandboxworker.engine.cores import Cores
 from sandboxworker.engine.health import Health
@@ -176,7 +184,7 @@ class DockerEngine:
 
     async def entry(self, container: str, path: str) -> Entry | None:
         try:
-            told = await self._call("look at a path", lambda sdk: _path_stat(sdk, container, path))
+            told = await self._call("look at a path", lambda sdk: sdk.path_stat(container, path))
         except EngineRefused as error:
             if error.status == 404:
                 return None
@@ -253,7 +261,7 @@ class DockerEngine:
         found = await self._call(
             "list containers", lambda sdk: sdk.containers(all=True, filters=filters)
         )
-        return [_listed(entry) for entry in found]
+        return [listed(entry) for entry in found]
 
     # streams
 
@@ -464,75 +472,6 @@ def _words(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def image_facts(reference: str, inspected: Mapping[str, Any]) -> ImageFacts:
-    """The facts in an image inspect answer."""
-    config = inspected.get("Config") or {}
-    digests = inspected.get("RepoDigests") or ()
-    return ImageFacts(
-        reference=reference,
-        id=inspected["Id"],
-        digest=digests[0].partition("@")[2] if digests else None,
-        env=tuple(config.get("Env") or ()),
-        volumes=tuple(sorted(config.get("Volumes") or ())),
-        os=inspected.get("Os") or "linux",
-        architecture=inspected.get("Architecture") or "",
-    )
-
-
-def _path_stat(sdk: Any, container: str, path: str) -> Mapping[str, Any]:
-    """In a thread: the SDK itself would fetch what is there as well."""
-    url = sdk._url("/containers/{0}/archive", container)
-    answer = sdk.head(url, params={"path": path}, timeout=sdk.timeout)
-    sdk._raise_for_status(answer)
-    found: Mapping[str, Any] = decode_json_header(answer.headers["X-Docker-Container-Path-Stat"])
-    return found
-
-
-#: Bits of a mode in a path's stat (Go's ``io/fs.FileMode``).
-_DIRECTORY, _LINK = 1 << 31, 1 << 27
-
-
-def entry_of(stat: Mapping[str, Any]) -> Entry:
-    """The facts in a path's stat (Docker Engine API, ``ContainerArchiveInfo``)."""
-    mode = int(stat["mode"])
-    link = str(stat.get("linkTarget") or "?") if mode & _LINK else ""
-    return Entry(bool(mode & _DIRECTORY), link)
-
-
-def host_facts(info: Mapping[str, Any]) -> Host:
-    """The facts in an info answer."""
-    return Host(
-        folder=info.get("DockerRootDir") or "",
-        processors=info.get("NCPU") or 0 if info.get("CPUSet") else 0,
-        lsm=_has_option(info, "name=apparmor"),
-        selinux=_has_option(info, "name=selinux"),
-        counts_sockets=str(info.get("CgroupVersion")) == "2",
-    )
-
-
-def _has_option(info: Mapping[str, Any], name: str) -> bool:
-    return any(name in option for option in info.get("SecurityOptions") or ())
-
-
-def unsupported(version: Mapping[str, Any]) -> str | None:
-    """The product in a version answer, if it is one that cannot apply a sandbox."""
-    for component in version.get("Components") or ():
-        if component.get("Name") == "Podman Engine":
-            return f"Podman Engine {component.get('Version', '')}".strip()
-    return None
-
-
-def usage_of(stats: Mapping[str, Any]) -> Usage:
-    """The figures in a stats answer; with cgroup v2 engines leave the peak out, or give 0."""
-    memory = stats.get("memory_stats") or {}
-    cpu = (stats.get("cpu_stats") or {}).get("cpu_usage") or {}
-    total = cpu.get("total_usage")
-    return Usage(
-        memory_peak=memory.get("max_usage") or None,
-        cpu_seconds=None if total is None else round(total / 1e9, 3),
-    )
-
-
 def _local_peak(sdk: Any, container: str) -> int | None:
     """In a thread: the peak of memory, as this machine's kernel has it."""
     return memory_peak(container, _pid(sdk, container))
@@ -541,30 +480,6 @@ def _local_peak(sdk: Any, container: str) -> int | None:
 def _pid(sdk: Any, container: str) -> int:
     """In a thread: the keeper's, on the engine's host; 0 where it does not run."""
     return int(sdk.inspect_container(container)["State"]["Pid"])
-
-
-#: Seconds between the kernel's last kill for memory and the end of a container that it brought.
-OOM_TO_END = 5.0
-
-
-def memory_ended_it(events: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a container's ``oom`` events came right before its end, or before now."""
-    times: dict[str, list[float]] = {"oom": [], "die": []}
-    for event in events:
-        times.setdefault(str(event.get("Action")), []).append(event.get("timeNano", 0) / 1e9)
-    if not times["oom"]:
-        return False
-    return not times["die"] or times["die"][-1] - times["oom"][-1] <= OOM_TO_END
-
-
-def _listed(entry: Mapping[str, Any]) -> Listed:
-    names = entry.get("Names") or [""]
-    return Listed(
-        id=entry["Id"],
-        name=names[0].lstrip("/"),
-        labels=entry.get("Labels") or {},
-        state=entry.get("State") or "",
-    )
 
 
 class EnginePool:

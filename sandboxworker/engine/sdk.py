@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import docker
+from docker.utils import decode_json_header
 
 from sandboxworker.engine.address import EngineAddress
 from sandboxworker.errors import EngineAddressError
@@ -20,6 +22,15 @@ class _Client(docker.APIClient):
     def merge_environment_settings(self, *args: Any, **kwargs: Any) -> Any:
         self.trust_env = False
         return super().merge_environment_settings(*args, **kwargs)
+
+    def path_stat(self, container: str, path: str) -> Mapping[str, Any]:
+        """The facts of a path alone; ``get_archive`` would fetch what is there as well."""
+        url = self._url("/containers/{0}/archive", container)  # type: ignore[attr-defined]
+        answer = self.head(url, params={"path": path}, timeout=self.timeout)
+        self._raise_for_status(answer)  # type: ignore[attr-defined]
+        told = answer.headers["X-Docker-Container-Path-Stat"]
+        found: Mapping[str, Any] = decode_json_header(told)
+        return found
 
 
 def sdk_client(address: EngineAddress, **options: Any) -> Any:

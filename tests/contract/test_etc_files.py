@@ -16,7 +16,8 @@ from runtime import SandboxPolicy
 from twisted.internet import reactor
 
 from sandboxworker.engine.address import EngineAddress, resolve
-from sandboxworker.engine.docker import DockerEngine, host_facts
+from sandboxworker.engine.answers import host_facts
+from sandboxworker.engine.docker import DockerEngine
 from sandboxworker.engine.etcfiles import VOLUME
 from sandboxworker.errors import EngineRefused, NotConformant
 from sandboxworker.process import run

@@ -24,7 +24,8 @@ from memory_engine import within
 from twisted.internet import reactor
 
 from sandboxworker.engine.address import EngineAddress
-from sandboxworker.engine.docker import DockerEngine, image_facts
+from sandboxworker.engine.answers import image_facts
+from sandboxworker.engine.docker import DockerEngine
 from sandboxworker.errors import EngineUnsupported
 from sandboxworker.policy import SandboxPolicy
 from sandboxworker.seccomp import load

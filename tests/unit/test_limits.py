@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandboxworker.engine.docker import memory_ended_it
+from sandboxworker.engine.answers import memory_ended_it
 from sandboxworker.limits import Counts, counted, full, out_of_memory, was_full
 from sandboxworker.outcome import Cause
 from sandboxworker.policy import MIB, SandboxPolicy
