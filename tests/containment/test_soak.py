@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ class Figures:
     """What was seen from outside. Memory in MiB, answers in ms."""
 
     sandboxes: int = 0
-    lost: int = 0
+    #: Why sandboxes were lost, and how often.
+    lost: Counter[str] = attrs.Factory(Counter)
     cpu_seconds: float = 0.0
     least: int = attrs.Factory(lambda: available())
     answers: list[float] = attrs.Factory(list)
@@ -84,7 +86,8 @@ async def soak(sandbox: Any, neighbour: Any, seconds: int, seen: Figures) -> Non
     seen.cpu_seconds += (await sandbox.usage()).cpu_seconds or used
     # Where nothing can be started in it any more, this gives the sandbox up.
     await within(120, sandbox.kill_all())
-    seen.lost += sandbox.lost is not None
+    if sandbox.lost is not None:
+        seen.lost[str(sandbox.lost).replace(sandbox.id, "…")] += 1
     await within(120, sandbox.destroy())
     assert sandbox.state is State.GONE
 
@@ -111,7 +114,8 @@ def record(seen: Figures, before: int) -> None:
         median, worst = statistics.median(seen.answers), max(seen.answers)
         with open(name, "a") as file:
             file.write(
-                f"| {SECONDS} | {seen.sandboxes}, of which lost: {seen.lost} | "
+                f"| {SECONDS} | {seen.sandboxes}, of which lost: {seen.lost.total()} | "
                 f"{seen.cpu_seconds:.0f} | {before} / {seen.least} / {available()} | "
                 f"{len(seen.answers)}: {median:.0f} ({worst:.0f}) |\n"
             )
+            file.writelines(f"{count} lost: {why}\n" for why, count in seen.lost.most_common())
