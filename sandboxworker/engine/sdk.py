@@ -6,10 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import docker
+from docker.transport import UnixHTTPAdapter
 from docker.utils import decode_json_header
 
 from sandboxworker.engine.address import EngineAddress
 from sandboxworker.errors import EngineAddressError
+
+
+class _OnePool(UnixHTTPAdapter):
+    """Uses a kept-alive connection for whatever is asked next; upstream keeps some for each URL."""
+
+    def get_connection(self, url: str | bytes, proxies: Any = None) -> Any:
+        return super().get_connection(self.socket_path, proxies)
 
 
 class _Client(docker.APIClient):
@@ -18,6 +26,13 @@ class _Client(docker.APIClient):
     ``requests`` would let ``REQUESTS_CA_BUNDLE`` take the place of the engine's own CA, and send
     calls to an engine through ``HTTPS_PROXY``.
     """
+
+    def mount(self, prefix: str | bytes, adapter: Any) -> None:
+        if isinstance(adapter, UnixHTTPAdapter):
+            adapter = _OnePool(
+                adapter.socket_path, adapter.timeout, max_pool_size=adapter.max_pool_size
+            )
+        super().mount(prefix, adapter)
 
     def merge_environment_settings(self, *args: Any, **kwargs: Any) -> Any:
         self.trust_env = False

@@ -124,14 +124,16 @@ class Arena:
 
     def _facts(self) -> dict[str, Any]:
         port, port_v6 = self.watcher.bait.ports()
+        # Small ones are those of processes in the sandbox as well.
+        pids = [p for p in self.watcher.pids(str(self.neighbour.container)) if p > 1000]
+        assert pids, "this machine's pids are too small to be told from a sandbox's"
         return {
             "port": port, "port_v6": port_v6, "abstract": self.watcher.bait.abstract,
             "addresses": _addresses(), "canary": str(self._folder / "canary"),
             "root": self.watcher.root, "masters": [MARKER, str(Path.cwd())],
             "masked": list(MASKED_PATHS), "token": self._token, "key": self._key,
             "neighbour_port": self._port, "neighbour_uid": self.neighbour.identity.uid,
-            "neighbour_pids": [p for p in self.watcher.pids(str(self.neighbour.container))
-                               if p > 1000],
+            "neighbour_pids": pids,
         }  # fmt: skip
 
     async def run(self, sandbox: Sandbox, argv: tuple[str, ...], stdin: Any = None) -> Completed:

@@ -8,14 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sandboxworker.engine.docker import MAX_THREADS
-
 MIB = 1024 * 1024
-#: What may be there more than before the first fault. The SDK keeps connections alive for each URL
-#: that it was asked for lately, as many as there were threads at once; all workers ask for three of
-#: them (an image, the list of containers, a ping), and each connection has three ends in this
-#: process, two of them the proxy's.
-ALLOWED = {"descriptors": 3 * 3 * (MAX_THREADS - 1)}
 _NOT_A_CONTAINERS = {"dockerd", "containerd"}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from soak.counts import ALLOWED, MIB
+from soak.counts import MIB
 
 #: How far memory may grow from the first quarter of the builds to the end.
 MAX_GROWTH = 24 * MIB
@@ -44,7 +44,7 @@ class Report:
         return [
             f"{self.after[name]} {name}, {count} before"
             for name, count in self.before.items()
-            if self.after[name] > count + ALLOWED.get(name, 0)
+            if self.after[name] > count
         ]
 
     @property

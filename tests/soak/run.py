@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import bad_engine
 from bad_engine import BadEngine
 from buildbot.plugins import util
 from buildbot.process.factory import BuildFactory
@@ -22,9 +23,10 @@ from twisted.internet import defer, reactor, threads
 
 from sandboxworker import SandboxLatentWorker
 from sandboxworker.auditfile import FILE, reading
+from sandboxworker.engine.docker import MAX_THREADS
 from sandboxworker.housekeeping import SWEEP_SECONDS
 from sandboxworker.sandbox import LIVING
-from soak.counts import ALLOWED, MIB, counts, listing, memory
+from soak.counts import MIB, counts, listing, memory
 from soak.harm import EngineHarm, kill_victim, now, remove_sandbox
 from soak.kinds import KINDS, POLICIES, VICTIM, Deed, Kind
 from soak.report import Report
@@ -98,7 +100,7 @@ class Soak:
     async def _soak(self) -> Report:
         warm_up = self._options.workers * _WARM_UP
         await self._build([KINDS["honest"]] * warm_up)
-        self._fill_pools()
+        await self._fill_pools()
         before = await self._settled({})
         harm = self._harm
         stall, self._began = Stall().start(), now()
@@ -207,11 +209,15 @@ class Soak:
 
     # measuring
 
-    def _fill_pools(self) -> None:
-        """Bounded pools of threads grow when they are needed: all that may be, now."""
-        engines = {worker._engine for worker in self._workers()}
-        for pool in (reactor.getThreadPool(), *(engine._pool for engine in engines)):  # type: ignore[attr-defined]
+    async def _fill_pools(self) -> None:
+        """Bounded pools of threads and connections grow when they are needed: wholly, now."""
+        (engine,) = {worker._engine for worker in self._workers()}
+        for pool in (reactor.getThreadPool(), engine._pool):  # type: ignore[attr-defined]
             pool.adjustPoolsize(minthreads=pool.max)
+        delay = self._bad.strike(bad_engine.ANY, delay=1.0)
+        asked = [defer.ensureDeferred(engine.ping()) for _ in range(MAX_THREADS)]
+        await defer.gatherResults(asked)
+        self._bad.faults.remove(delay)
 
     def _workers(self) -> list[Any]:
         return list(self._master.master.workers.workers.values())
@@ -249,7 +255,7 @@ class Soak:
 
         async def is_settled() -> bool:
             found = await look()
-            few = all(found[name] <= wanted[name] + ALLOWED.get(name, 0) for name in wanted)
+            few = all(found[name] <= wanted[name] for name in wanted)
             return few and not found["containers"] and not LIVING
 
         with contextlib.suppress(AssertionError):  # What is left is told.
