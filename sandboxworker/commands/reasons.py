@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from twisted.internet import defer
+
+from sandboxworker.engine.interface import Usage
 from sandboxworker.limits import DF, Strike, full, out_of_pids, places, was_full
 from sandboxworker.process import Completed, run
 from sandboxworker.sandbox import Sandbox
 from sandboxworker.struck import Struck
 
-#: Seconds that a failed command waits to be told which limit it met.
+#: Seconds that a failed command waits for each of two answers that tell which limit it met.
 LOOK_DEADLINE = 5.0
 #: Bytes of the answer; six lines, as a rule.
 _LONGEST_LOOK = 16 * 1024
 #: How the engine says that it could not start a command.
 _NOT_STARTED = 126
+#: Processes and threads that a start may need: some of the runtime's, and our shell lines'.
+_ROOM = 16
 
 
 async def limits_met(
@@ -40,7 +45,7 @@ async def _look(sandbox: Sandbox, struck: Struck) -> list[Strike]:
     completed = await looking
     strikes = struck.since_told(sandbox.counts)
     strikes += full(completed.stdout.decode(errors="replace"), struck.policy)
-    if not strikes and sandbox.is_ready and _had_no_room(completed):
+    if not strikes and sandbox.is_ready and await _had_no_room(sandbox, completed):
         strikes = [out_of_pids(struck.policy)]
     return strikes
 
@@ -50,6 +55,14 @@ def _gave_up(result: object, _seconds: float) -> object:
     return result
 
 
-def _had_no_room(completed: Completed) -> bool:
-    """Whether not even our own look could be started."""
-    return completed.exit_code == _NOT_STARTED or b"fork" in completed.stderr
+async def _had_no_room(sandbox: Sandbox, completed: Completed) -> bool:
+    """Whether not even our own look could be started, and for want of processes."""
+    if b"fork" in completed.stderr:
+        return True
+    if completed.exit_code != _NOT_STARTED:
+        return False
+    # An engine that is in trouble of its own refuses as well.
+    asking = defer.ensureDeferred(sandbox.usage())
+    asking.addTimeout(LOOK_DEADLINE, sandbox.reactor, lambda *_: Usage())
+    pids = (await asking).pids
+    return pids is not None and pids > sandbox.spec.pids - _ROOM

@@ -66,6 +66,7 @@ def usage_of(stats: Mapping[str, Any]) -> Usage:
     return Usage(
         memory_peak=memory.get("max_usage") or None,
         cpu_seconds=None if total is None else round(total / 1e9, 3),
+        pids=(stats.get("pids_stats") or {}).get("current"),
     )
 
 

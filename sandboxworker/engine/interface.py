@@ -42,11 +42,13 @@ class Listed:
 class Usage:
     """What a container has used so far; None where the engine does not say.
 
-    ``memory_peak`` in bytes, ``cpu_seconds`` in seconds of all processors together.
+    ``memory_peak`` in bytes, ``cpu_seconds`` in seconds of all processors together; ``pids``: the
+    processes and threads that it has now.
     """
 
     memory_peak: int | None = None
     cpu_seconds: float | None = None
+    pids: int | None = None
 
 
 @attrs.frozen

@@ -310,6 +310,25 @@ async def test_a_command_that_the_engine_never_starts_is_given_up_and_the_build_
     assert (results[0], results[-1]) == ("retry", "success")
 
 
+@pytest_twisted.ensureDeferred
+async def test_an_engine_that_refuses_to_say_why_a_command_failed_is_no_limit_that_it_met(
+    master: RealMaster, bad: BadEngine, engine_client: Any
+) -> None:
+    """A sandbox that is full of processes refuses as well."""
+    request = await master.begin("w", [shell(f"{HOLD}; exit 3", "s")])
+    container = await master.process_runs(engine_client, "tmp/go")
+    refused = bad.strike(bad_engine.EXEC, answer=refusal(500, "OCI runtime exec failed"))
+    let_go(engine_client, container)
+    build = await master.finished(request)
+    assert refused.struck
+    assert build.result == "failure"
+    assert (build.properties["sandbox_outcome"], build.properties["sandbox_cause"]) == (
+        "failed",
+        "exit",
+    )
+    assert "limit reached" not in build.log
+
+
 @pytest.mark.parametrize("how", ["remove", "kill"])
 @pytest_twisted.ensureDeferred
 async def test_a_build_whose_sandbox_is_taken_from_outside_is_tried_again(

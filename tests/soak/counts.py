@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,14 +28,26 @@ def counts(client: Any, place: str) -> Mapping[str, int]:
 
 
 def listing(client: Any, place: str) -> list[str]:
-    """What the containers and the processes that `counts` counts are, a line each."""
+    """What the containers, processes and descriptors that `counts` counts are, a line each."""
     containers = [
         f"container {each['Names']} {each['State']}, made {time.ctime(each['Created'])}"
         for each in client.containers(all=True)
     ]
     shims = [" ".join(words) for words in _commands() if _is_shim(words, place)]
     ours = [_read(Path(f"/proc/{pid}/cmdline")) for pid in _descendants(os.getpid())]
-    return [*containers, *shims, *(words.replace("\0", " ") for words in ours)]
+    told = [*containers, *shims, *(words.replace("\0", " ") for words in ours)]
+    return [*told, *(f"{count} descriptors of {what}" for what, count in _descriptors().items())]
+
+
+def _descriptors() -> Counter[str]:
+    """Of this process, by what they lead to: a path, or the kind of what has none."""
+    sockets = {words[6]: words[-1] for words in map(str.split, _lines("/proc/net/unix")[1:])}
+    found: Counter[str] = Counter()
+    for file in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # The one of this very look.
+            kind, _, number = os.readlink(file).partition(":[")
+            found[sockets.get(number.rstrip("]"), kind) if kind == "socket" else kind] += 1
+    return found
 
 
 def memory() -> int:

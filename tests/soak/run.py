@@ -102,6 +102,7 @@ class Soak:
         await self._build([KINDS["honest"]] * warm_up)
         await self._fill_pools()
         before = await self._settled({})
+        print("\n".join(await self._listing()))
         harm = self._harm
         stall, self._began = Stall().start(), now()
         self._samples.clear()
@@ -122,8 +123,7 @@ class Soak:
         await self._ask_for_outcomes()
         after = await self._settled(before)
         stall.stop()
-        place = self._daemon.root.name
-        remaining = await threads.deferToThread(listing, self._client, place)
+        remaining = await self._listing()
         return self._report(seconds, before, after, remaining, harm, stall.longest)
 
     # builds
@@ -261,6 +261,9 @@ class Soak:
         with contextlib.suppress(AssertionError):  # What is left is told.
             await until(is_settled, "all to be gone", SETTLE_SECONDS)
         return await look()
+
+    async def _listing(self) -> list[str]:
+        return await threads.deferToThread(listing, self._client, self._daemon.root.name)
 
     def _report(
         self,
