@@ -12,7 +12,8 @@ import docker
 from own_daemon import OwnDaemon, why_not
 from twisted.internet import defer, task
 
-from sandboxworker.engine.address import resolve
+from sandboxworker.engine.address import EngineAddress, resolve
+from sandboxworker.engine.sdk import sdk_client
 from soak.kinds import IMAGE
 from soak.report import Report
 from soak.run import Options, Soak
@@ -44,7 +45,8 @@ def _run(options: Options) -> Report:
     daemon = OwnDaemon()
     try:
         daemon.start(docker.APIClient(**resolve(None).sdk_arguments()), IMAGE)
-        client = docker.APIClient(base_url=daemon.url, version="auto")
+        # It keeps one connection, so that it counts none of its own.
+        client = sdk_client(EngineAddress(daemon.url), max_pool_size=1)
         with tempfile.TemporaryDirectory() as folder:
             soak = Soak(options, daemon, client, Path(folder))
 

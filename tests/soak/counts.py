@@ -41,7 +41,8 @@ def listing(client: Any, place: str) -> list[str]:
 
 def _descriptors() -> Counter[str]:
     """Of this process, by what they lead to: a path, or the kind of what has none."""
-    sockets = {words[6]: words[-1] for words in map(str.split, _lines("/proc/net/unix")[1:])}
+    lines = [line.split() for line in _lines("/proc/net/unix")[1:]]
+    sockets = {words[6]: words[7] for words in lines if len(words) > 7}
     found: Counter[str] = Counter()
     for file in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # The one of this very look.
