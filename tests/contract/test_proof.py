@@ -8,6 +8,7 @@ import attrs
 import pytest
 import pytest_twisted
 from memory_engine import Command, MemoryEngine, within
+from runtime import differs
 from twisted.internet import defer, reactor
 from twisted.internet.error import ConnectionLost
 
@@ -44,6 +45,7 @@ CHANGES = (
 )  # fmt: skip
 
 
+@differs("kernel")
 @pytest_twisted.ensureDeferred
 async def test_sandbox_of_another_spec_is_told_by_what_differs(
     make_sandbox: Any, engine: DockerEngine
@@ -63,6 +65,7 @@ async def test_sandbox_of_another_spec_is_told_by_what_differs(
         assert not engine.proven.holds(proved_by(spec, sandbox.identity))
 
 
+@differs("kernel")
 @pytest_twisted.ensureDeferred
 async def test_processors_of_another_sandbox_are_told(
     make_sandbox: Any, engine: DockerEngine
@@ -86,10 +89,10 @@ async def test_view_is_read_once_for_a_spec(
         return await real(self, container, request, receiver)
 
     monkeypatch.setattr(DockerEngine, "exec", counted)
-    first, second = await make_sandbox(pids=99), await make_sandbox(pids=99)
+    first, second = await make_sandbox(shm="9m"), await make_sandbox(shm="9m")
     assert looks == [first.container]
     assert engine.proven.holds(proved_by(second.spec, second.identity))
-    third = await make_sandbox(pids=98)
+    third = await make_sandbox(shm="10m")
     assert looks == [first.container, third.container]
 
 
