@@ -110,7 +110,7 @@ class LeftOver:
         return lines
 
     def _volumes_now(self) -> set[str]:
-        """Those that no container uses, but for the one that stays by design, and test_etc_files'."""
+        """Those that no container uses, but for the one that stays, and test_etc_files'."""
         found = self._client.volumes(filters={"dangling": True})
         names = {volume["Name"] for volume in found["Volumes"] or ()}
         return {name for name in names if not name.startswith(VOLUME)}
