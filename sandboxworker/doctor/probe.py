@@ -30,6 +30,8 @@ _DISK, _INODES, _SHM, _NOFILE, _CPUS = 2 * _KIB, 200, _KIB, 256, 0.5
 _CPU_SECONDS = 2
 #: Seconds for each of the scripts below, which take two at most.
 PROBE_SECONDS = 20
+#: Seconds within which an engine has heard of a process that the kernel killed for memory.
+_HEARD_WITHIN = 5.0
 #: What is tolerated beyond a processor share: its periods are 0.1 s long.
 _CPU_SLACK = 1.4
 
@@ -221,7 +223,7 @@ async def _limits(sandbox: Sandbox, probed: dict[str, str]) -> None:
 
 async def _memory(sandbox: Sandbox, probed: dict[str, str]) -> None:
     done, is_over = await _ended(sandbox, _GROW)
-    told = await sandbox.engine.died_of_memory(str(sandbox.container), time.time())
+    told = await _is_told(sandbox, 0.0) or await _is_told(sandbox, _HEARD_WITHIN)
     probed["oom"] = str(told).lower()
     if is_over:
         probed["memory"] = _memory_end(done, is_told=told or sandbox.is_ready)
@@ -229,6 +231,11 @@ async def _memory(sandbox: Sandbox, probed: dict[str, str]) -> None:
     host = inspected.get("HostConfig") or {}
     same = host.get("MemorySwap") == host.get("Memory")
     probed["swap"] = "same" if same and probed.get("memory") == "killed" else "swap may be used"
+
+
+async def _is_told(sandbox: Sandbox, seconds: float) -> bool:
+    """Whether the engine tells of the kernel's killing within so many seconds."""
+    return await sandbox.engine.died_of_memory(str(sandbox.container), time.time() + seconds)
 
 
 def _memory_end(done: Completed, *, is_told: bool) -> str:
