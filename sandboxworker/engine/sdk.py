@@ -38,6 +38,12 @@ class _Client(docker.APIClient):
         self.trust_env = False
         return super().merge_environment_settings(*args, **kwargs)
 
+    def send(self, request: Any, **kwargs: Any) -> Any:
+        """As upstream's, but that nothing is waited for without an end, as it does for events."""
+        if kwargs.get("timeout") is None:
+            kwargs["timeout"] = self.timeout
+        return super().send(request, **kwargs)
+
     def path_stat(self, container: str, path: str) -> Mapping[str, Any]:
         """The facts of a path alone; ``get_archive`` would fetch what is there as well."""
         url = self._url("/containers/{0}/archive", container)  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import ssl
 import threading
@@ -17,11 +18,13 @@ import pytest
 import pytest_twisted
 from certificates import Authority
 from memory_engine import Recorder, within
+from real_master import until
 from twisted.internet import defer, protocol, reactor, task
 
 from sandboxworker.engine import docker as docker_engine
 from sandboxworker.engine.address import EngineAddress, resolve
 from sandboxworker.engine.docker import ENGINES, MAX_THREADS, DockerEngine
+from sandboxworker.engine.sdk import sdk_client
 from sandboxworker.errors import EngineError, EngineTimeout, EngineUnreachable
 from sandboxworker.sandbox import State
 
@@ -38,7 +41,8 @@ class Silent(protocol.Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         self.factory.connections.append(self)  # type: ignore[union-attr]
-        if self.factory.tells_version and data.startswith(b"GET /version"):  # type: ignore[union-attr]
+        asks = re.match(rb"GET (/v[0-9.]+)?/version", data) is not None
+        if asks and self.factory.tells_version:  # type: ignore[union-attr]
             body = b'{"ApiVersion": "1.41"}'
             head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"
             self.transport.write(head % len(body) + body)  # type: ignore[union-attr]
@@ -63,15 +67,21 @@ async def hung(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
 @pytest.fixture
 def short_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours is over before that of the SDK."""
-    monkeypatch.setattr(DockerEngine._call, "__defaults__", (DEADLINE / 2,))
-    monkeypatch.setattr(docker_engine, "CALL_DEADLINE", DEADLINE)
+    set_deadlines(monkeypatch, ours=DEADLINE, of_the_sdk=3 * DEADLINE)
 
 
 @pytest.fixture
 def short_deadline_of_the_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
     """That of the SDK is over before ours."""
-    monkeypatch.setattr(docker_engine, "CALL_DEADLINE", DEADLINE)
-    monkeypatch.setattr(DockerEngine._call, "__defaults__", (SECONDS / 2,))
+    set_deadlines(monkeypatch, ours=SECONDS / 2, of_the_sdk=DEADLINE)
+
+
+def set_deadlines(patch: pytest.MonkeyPatch, *, ours: float, of_the_sdk: float) -> None:
+    def client(address: EngineAddress, **options: Any) -> Any:
+        return sdk_client(address, **options | {"timeout": of_the_sdk})
+
+    patch.setattr(docker_engine, "CALL_DEADLINE", ours)
+    patch.setattr(docker_engine, "sdk_client", client)
 
 
 def calls(engine: DockerEngine) -> dict[str, Any]:
@@ -88,6 +98,9 @@ def calls(engine: DockerEngine) -> dict[str, Any]:
         "exec_status": lambda: engine.exec_status("x"),
         "resize": lambda: engine.resize("x", 1, 1),
         "usage": lambda: engine.usage("x"),
+        "died_of_memory": lambda: engine.died_of_memory("x", 1.0),
+        "entry": lambda: engine.entry("x", "/x"),
+        "etc": lambda: engine.etc("x", {}),
         "remove": lambda: engine.remove("x"),
         "list": lambda: engine.list({}),
         "volumes": lambda: engine.volumes({}),
@@ -96,6 +109,8 @@ def calls(engine: DockerEngine) -> dict[str, Any]:
 
 
 CALLS = sorted(calls(None))  # type: ignore[arg-type]
+#: They hold no thread.
+STREAMS = ("attach", "exec")
 
 
 async def failure(waited_for: Awaitable[Any]) -> EngineError:
@@ -117,11 +132,13 @@ async def test_call_to_a_hung_engine_ends_at_its_deadline(
     assert hung.name in str(error)
 
 
+@pytest.mark.parametrize("call", [call for call in CALLS if call not in STREAMS])
 @pytest_twisted.ensureDeferred
-async def test_timeout_of_the_sdk_is_told_as_one(
-    hung: DockerEngine, short_deadline_of_the_sdk: None
+async def test_timeout_of_the_sdk_is_told_as_one_and_no_thread_stays_in_it(
+    hung: DockerEngine, short_deadline_of_the_sdk: None, call: str
 ) -> None:
-    assert isinstance(await failure(hung.inspect("x")), EngineTimeout)
+    assert isinstance(await failure(calls(hung)[call]()), EngineTimeout)
+    await until(lambda: not hung._pool.working, "the end of the thread's work", DEADLINE)
 
 
 @pytest_twisted.ensureDeferred
