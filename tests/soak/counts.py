@@ -16,15 +16,41 @@ _NOT_A_CONTAINERS = {"dockerd", "containerd"}
 
 def counts(client: Any, place: str) -> Mapping[str, int]:
     """``client``: a plain one of the daemon; ``place``: what its paths have in common."""
+    lost = forgotten(client, place)
+    mounts = [line for line in _lines("/proc/self/mountinfo") if place in line]
     return {
         "containers": len(client.containers(all=True)),
         "volumes": len(client.volumes()["Volumes"] or ()),
-        "mounts": sum(place in line for line in _lines("/proc/self/mountinfo")),
-        "processes of the daemon's": sum(1 for words in _commands() if _is_shim(words, place)),
+        # A forgotten container keeps its root file system mounted, as a rule.
+        "mounts": len(mounts) - len(lost),
+        "processes of the daemon's": len(_shims(place).keys() - lost),
         "processes of the master's": len(_descendants(os.getpid())),
         "threads": len(os.listdir("/proc/self/task")),
         "descriptors": len(os.listdir("/proc/self/fd")),
     }
+
+
+def forgotten(client: Any, place: str) -> set[int]:
+    """The shims that a killed daemon does not know any more.
+
+    containerd's own: killed between a shim's start and its note of it, the next one never hears of
+    that shim, whoever asked for the container. The engine does not list it, and what is in it has
+    ended or has not begun; a shim that is younger than the daemon is none of these.
+    """
+    known = {each["Id"] for each in client.containers(all=True)}
+    daemons = [pid for pid, words in _commands().items() if _is_daemon(words, place)]
+    since = min(map(_began, daemons), default=0)
+    return {
+        pid
+        for pid, words in _shims(place).items()
+        if _id(words) not in {"", *known} and 0 < _began(pid) < since and not _runs(pid)
+    }
+
+
+def _runs(pid: int) -> bool:
+    """Whether a shim's container runs anything but runc, which waits to be told to begin."""
+    below = [_read(Path(f"/proc/{each}/comm")) for each in _descendants(pid)]
+    return any(name and not name.startswith("runc:[") for name in below)
 
 
 def listing(client: Any, place: str) -> list[str]:
@@ -33,7 +59,7 @@ def listing(client: Any, place: str) -> list[str]:
         f"container {each['Names']} {each['State']}, made {time.ctime(each['Created'])}"
         for each in client.containers(all=True)
     ]
-    shims = [" ".join(words) for words in _commands() if _is_shim(words, place)]
+    shims = [" ".join(words) for words in _shims(place).values()]
     ours = [_read(Path(f"/proc/{pid}/cmdline")) for pid in _descendants(os.getpid())]
     told = [*containers, *shims, *(words.replace("\0", " ") for words in ours)]
     return [*told, *(f"{count} descriptors of {what}" for what, count in _descriptors().items())]
@@ -61,8 +87,15 @@ def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines()
 
 
-def _commands() -> list[list[str]]:
-    return [_read(folder / "cmdline").split("\0") for folder in Path("/proc").glob("[0-9]*")]
+def _commands() -> Mapping[int, list[str]]:
+    folders = Path("/proc").glob("[0-9]*")
+    return {int(folder.name): _read(folder / "cmdline").split("\0") for folder in folders}
+
+
+def _began(pid: int) -> int:
+    """In ticks since the machine's start; 0 for one that is over."""
+    fields = _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
+    return int(fields[19]) if fields else 0
 
 
 def _read(file: Path) -> str:
@@ -73,9 +106,23 @@ def _read(file: Path) -> str:
         return ""
 
 
-def _is_shim(words: list[str], place: str) -> bool:
-    name = os.path.basename(words[0])
-    return name not in _NOT_A_CONTAINERS and any(place in word for word in words)
+def _is_daemon(words: list[str], place: str) -> bool:
+    is_one = os.path.basename(words[0]) in _NOT_A_CONTAINERS
+    return is_one and any(place in word for word in words)
+
+
+def _shims(place: str) -> Mapping[int, list[str]]:
+    """The processes of the daemon's but itself."""
+    return {
+        pid: words
+        for pid, words in _commands().items()
+        if any(place in word for word in words) and not _is_daemon(words, place)
+    }
+
+
+def _id(words: list[str]) -> str:
+    """Of a shim's container."""
+    return words[words.index("-id") + 1] if "-id" in words[:-1] else ""
 
 
 def _descendants(pid: int) -> list[int]:

@@ -21,6 +21,7 @@ class Report:
     """``memory``: seconds, builds completed and bytes, every ten seconds.
 
     ``remaining``: which containers and processes there were in the end, a line each.
+    ``forgotten``: shims that a killed daemon has left (see `counts.forgotten`).
     """
 
     options: Mapping[str, Any]
@@ -33,6 +34,7 @@ class Report:
     before: Mapping[str, int]
     after: Mapping[str, int]
     remaining: list[str]
+    forgotten: int
     memory: list[tuple[float, int, int]]
     stall: float
     errors: list[str]
@@ -81,6 +83,7 @@ class Report:
             *_table("counts before", self.before),
             *_table("counts after", self.after),
             *(f"  remaining: {what}" for what in self.remaining),
+            f"shims that a killed daemon forgot: {self.forgotten}",
             "memory of the master: "
             + (f"{sizes[0]:.0f} to {sizes[-1]:.0f} MiB, at most {max(sizes):.0f}" if sizes else "-")
             + f"; since the first quarter {self.growth / MIB:+.1f} MiB",

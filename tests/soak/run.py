@@ -26,7 +26,7 @@ from sandboxworker.auditfile import FILE, reading
 from sandboxworker.engine.docker import MAX_THREADS
 from sandboxworker.housekeeping import SWEEP_SECONDS
 from sandboxworker.sandbox import LIVING
-from soak.counts import MIB, counts, listing, memory
+from soak.counts import MIB, counts, forgotten, listing, memory
 from soak.harm import EngineHarm, kill_victim, now, remove_sandbox
 from soak.kinds import KINDS, POLICIES, VICTIM, Deed, Kind
 from soak.report import Report
@@ -102,7 +102,6 @@ class Soak:
         await self._build([KINDS["honest"]] * warm_up)
         await self._fill_pools()
         before = await self._settled({})
-        print("\n".join(await self._listing()))
         harm = self._harm
         stall, self._began = Stall().start(), now()
         self._samples.clear()
@@ -124,7 +123,9 @@ class Soak:
         after = await self._settled(before)
         stall.stop()
         remaining = await self._listing()
-        return self._report(seconds, before, after, remaining, harm, stall.longest)
+        place = self._daemon.root.name
+        lost = len(await threads.deferToThread(forgotten, self._client, place))
+        return self._report(seconds, before, after, remaining, lost, harm, stall.longest)
 
     # builds
 
@@ -271,6 +272,7 @@ class Soak:
         before: Any,
         after: Any,
         remaining: list[str],
+        lost: int,
         harm: EngineHarm,
         stall: float,
     ) -> Report:
@@ -293,6 +295,7 @@ class Soak:
             before=dict(before),
             after=dict(after),
             remaining=remaining,
+            forgotten=lost,
             memory=self._samples,
             stall=stall,
             errors=[each for each in self._master.errors if not _is_buildbots_own(each)],
