@@ -260,7 +260,8 @@ class SandboxRunProcess(RunProcess):
         if passed is not None:
             self._passed_limit = True
             self.kill(passed)
-        elif len(self._log_lock.waiting) > _LEFT_OVER:
+        elif self.process is not None and len(self._log_lock.waiting) > _LEFT_OVER:
+            # Without one it could not be started, and this says why.
             self._mind_backlog()
 
     def _mind_backlog(self) -> None:

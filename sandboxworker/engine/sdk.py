@@ -46,9 +46,10 @@ class _Client(docker.APIClient):
 
     def path_stat(self, container: str, path: str) -> Mapping[str, Any]:
         """The facts of a path alone; ``get_archive`` would fetch what is there as well."""
-        url = self._url("/containers/{0}/archive", container)  # type: ignore[attr-defined]
+        upstream: Any = self  # Its stubs, where there are any, have no private names.
+        url = upstream._url("/containers/{0}/archive", container)
         answer = self.head(url, params={"path": path}, timeout=self.timeout)
-        self._raise_for_status(answer)  # type: ignore[attr-defined]
+        upstream._raise_for_status(answer)
         told = answer.headers["X-Docker-Container-Path-Stat"]
         found: Mapping[str, Any] = decode_json_header(told)
         return found
