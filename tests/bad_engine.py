@@ -12,6 +12,7 @@ import itertools
 import json
 import random
 import re
+import select
 import shutil
 import tempfile
 from collections import Counter
@@ -192,7 +193,15 @@ class _FromMaster(protocol.Protocol):
         self._engine.give_up()
 
     def readConnectionLost(self) -> None:
+        """It sends no more, or is gone: then nobody waits for what the engine may never answer."""
         self._engine.end_of_input()
+        if self._is_gone():
+            reactor.callLater(1, self.cut)  # type: ignore[attr-defined]
+
+    def _is_gone(self) -> bool:
+        looking = select.poll()
+        looking.register(self.transport.fileno(), 0)
+        return any(event & select.POLLHUP for _, event in looking.poll(0))
 
     def writeConnectionLost(self) -> None:
         """We said it ourselves."""
