@@ -87,7 +87,8 @@ async def soak(sandbox: Any, neighbour: Any, seconds: int, seen: Figures) -> Non
     # Where nothing can be started in it any more, this gives the sandbox up.
     await within(120, sandbox.kill_all())
     if sandbox.lost is not None:
-        seen.lost[str(sandbox.lost).replace(sandbox.id, "…")] += 1
+        reason = await within(60, sandbox.post_mortem(sandbox.lost))
+        seen.lost[str(reason).replace(sandbox.id, "…")] += 1
     await within(120, sandbox.destroy())
     assert sandbox.state is State.GONE
 
