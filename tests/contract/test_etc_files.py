@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from bad_engine import BadEngine, refusal
+from bad_engine import behind_a_proxy, refusal
 from memory_engine import within
 from runtime import HAS_OWN_KERNEL, SandboxPolicy
 from twisted.internet import reactor
@@ -157,37 +157,30 @@ async def test_a_volume_that_was_removed_fails_one_start_and_is_made_anew(
 
 @pytest_twisted.ensureDeferred
 async def test_where_volumes_are_not_allowed_the_engine_makes_the_files(
-    own: Any, tmp_path: Path, engine_client: Any
+    own: Any, engine_client: Any
 ) -> None:
-    proxy = BadEngine(resolve(None).socket_path, str(tmp_path / "s"))
-    proxy.up()
-    fault = proxy.strike(r"POST /volumes/create", answer=refusal(403, "authorization denied"))
-    try:
+    async with behind_a_proxy(resolve(None).socket_path) as proxy:
+        fault = proxy.strike(r"POST /volumes/create", answer=refusal(403, "authorization denied"))
         sandbox = await own(proxy.url).start()
         assert "localhost" in await said(sandbox, "cat /etc/hosts")
         inspected = engine_client.inspect_container(sandbox.container)
         assert list(inspected["NetworkSettings"]["Networks"]) == ["none"]
         await sandbox.destroy()
         assert fault.struck == 1
-    finally:
-        await proxy.down()
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_engine_that_fails_at_it_fails_the_start(own: Any, tmp_path: Path) -> None:
+async def test_an_engine_that_fails_at_it_fails_the_start(own: Any) -> None:
     """It may do better next time; nothing is given up for good."""
-    proxy = BadEngine(resolve(None).socket_path, str(tmp_path / "s"))
-    proxy.up()
-    proxy.strike(r"GET /containers/[^/]+/archive", answer=refusal(500, "no space left"), times=1)
-    try:
+    async with behind_a_proxy(resolve(None).socket_path) as proxy:
+        once = {"answer": refusal(500, "no space left"), "times": 1}
+        proxy.strike(r"GET /containers/[^/]+/archive", **once)
         mine = own(proxy.url)
         with pytest.raises(EngineRefused, match="no space left"):
             await mine.start()
         sandbox = await mine.start()
         assert await said(sandbox, "cat /etc/hosts") == ETC_FILES["hosts"]
         await sandbox.destroy()
-    finally:
-        await proxy.down()
 
 
 def test_under_selinux_the_engine_makes_the_files() -> None:
