@@ -216,14 +216,7 @@ class Ending:
         )
 
     async def _usage(self) -> Usage:
-        if self.sandbox is None:
-            return Usage()
-        asking = defer.ensureDeferred(self.sandbox.usage())
-        asking.addTimeout(USAGE_DEADLINE, self.sandbox.reactor)
-        try:
-            return await asking
-        except defer.TimeoutError:
-            return Usage()
+        return Usage() if self.sandbox is None else await self.sandbox.usage(USAGE_DEADLINE)
 
     async def _end_for_a_fault(self, text: Any) -> End:
         """Built again, or not any more."""

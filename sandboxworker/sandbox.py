@@ -497,12 +497,18 @@ class Sandbox:
             self.lose(SandboxGone(self.id, "ended (its container does not run)"))
         return self.state is State.READY
 
-    async def usage(self) -> Usage:
-        """What the sandbox has used so far, from the engine; nothing when it does not say."""
+    async def usage(self, seconds: float | None = None) -> Usage:
+        """What the sandbox has used so far, from the engine; nothing when it does not say.
+
+        ``seconds``: how long it has to; without, as long as any call to it.
+        """
         try:
             self._require(State.READY)
-            return await self.engine.usage(str(self._container))
-        except EngineError:
+            asking = defer.ensureDeferred(self.engine.usage(str(self._container)))
+            if seconds is not None:
+                asking.addTimeout(seconds, self.reactor)
+            return await asking
+        except (EngineError, defer.TimeoutError):
             return Usage()
 
     def lose(self, reason: Exception) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from twisted.internet import defer
-
-from sandboxworker.engine.interface import Usage
 from sandboxworker.limits import DF, Strike, full, out_of_pids, places, was_full
 from sandboxworker.process import Completed, run
 from sandboxworker.sandbox import Sandbox
@@ -62,7 +59,5 @@ async def _had_no_room(sandbox: Sandbox, completed: Completed) -> bool:
     if completed.exit_code != _NOT_STARTED:
         return False
     # An engine that is in trouble of its own refuses as well.
-    asking = defer.ensureDeferred(sandbox.usage())
-    asking.addTimeout(LOOK_DEADLINE, sandbox.reactor, lambda *_: Usage())
-    pids = (await asking).pids
+    pids = (await sandbox.usage(LOOK_DEADLINE)).pids
     return pids is not None and pids > sandbox.spec.pids - _ROOM

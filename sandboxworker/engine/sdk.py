@@ -48,7 +48,7 @@ class _Client(docker.APIClient):
         """The facts of a path alone; ``get_archive`` would fetch what is there as well."""
         upstream: Any = self  # Its stubs, where there are any, have no private names.
         url = upstream._url("/containers/{0}/archive", container)
-        answer = self.head(url, params={"path": path}, timeout=self.timeout)
+        answer = self.head(url, params={"path": path})
         upstream._raise_for_status(answer)
         told = answer.headers["X-Docker-Container-Path-Stat"]
         found: Mapping[str, Any] = decode_json_header(told)
