@@ -196,6 +196,25 @@ class NotConformant(EngineError):
         )
 
 
+class SocketsUnbounded(EngineError):
+    """What waits in a sandbox's sockets is no part of its memory, and cannot be bounded from here.
+
+    So it is with cgroup v1, where the kernel's limit for it is root's to set, on that host.
+    """
+
+    actor = Actor.OPERATOR
+
+    def __init__(self, engine: str) -> None:
+        super().__init__(
+            f"container engine {engine} does not bound what waits in a sandbox's sockets",
+            details="its host has cgroup v1, and this master is not root on that host",
+            resolution=(
+                "Boot the host with cgroup v2 (systemd.unified_cgroup_hierarchy=1), or run the "
+                "master as root there; sockets='unbounded' in the policy takes it as it is"
+            ),
+        )
+
+
 class DiskRefused(EngineError):
     """``disk_backing="disk"`` cannot be had, or its limit not be enforced, with this engine."""
 
@@ -267,9 +286,23 @@ class OutOfMemory(SandboxGone):
 
     actor = Actor.BUILD
 
-    def __init__(self, sandbox: str) -> None:
+    def __init__(self, sandbox: str, how: str = "used up the memory, and kept it") -> None:
+        super().__init__(sandbox, f"ended: its build {how}; see the policy's memory")
+
+
+class SocketsFull(OutOfMemory):
+    """More waits in a build's sockets than it may use of memory, and the kernel did not stop it.
+
+    ``waiting``, ``limit``: bytes.
+    """
+
+    def __init__(self, sandbox: str, waiting: int, limit: int) -> None:
+        self.waiting = waiting
+        self.limit = limit
         super().__init__(
-            sandbox, "ended: its build used up the memory, and kept it; see the policy's memory"
+            sandbox,
+            f"let {waiting >> 20} MiB wait in sockets, where it may use {limit >> 20} MiB of "
+            "memory in all",
         )
 
 

@@ -249,6 +249,12 @@ _CPUSET = _Kind(
     lambda value: value in ("auto", "none"),
     "'auto' (a build sees as many processors as its cpus say), or 'none' (it sees all of them)",
 )
+_SOCKETS = _Kind(
+    _same,
+    lambda value: value in ("bounded", "unbounded"),
+    "'bounded' (what waits in a build's sockets is bounded by its memory), or 'unbounded' (by the "
+    "host's own limits where that cannot be had)",
+)
 _YES_NO = _Kind(_same, lambda value: isinstance(value, bool), "True or False")
 
 
@@ -309,6 +315,8 @@ class SandboxPolicy:
     secrets_size: int = _field(_size(64 * KIB, 64 * MIB), MIB)
     nofile: int = _field(_count(64, 1_048_576), 16384)
     memlock: int = _field(_size(0, TIB), 8 * MIB)
+    #: ``unbounded``: also where what waits in sockets cannot be bounded by ``memory``.
+    sockets: str = _field(_SOCKETS, "bounded")
     core: int = _field(_size(0, TIB), 0)
     #: From start to destroy.
     max_runtime: int = _field(_seconds(1, 30 * 86400), 3600)

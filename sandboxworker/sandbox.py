@@ -42,6 +42,7 @@ from sandboxworker.phases import Phases
 from sandboxworker.proof import prove_disk, prove_image, prove_kernel
 from sandboxworker.resources import Resources
 from sandboxworker.shared import follow
+from sandboxworker.sockets import SocketWatch, bound_sockets
 from sandboxworker.spec import ContainerSpec, Identity, create_body, exec_environ
 
 LABEL = "sandboxworker"
@@ -151,6 +152,7 @@ class Sandbox:
         self.counts = Counts()
         self._uids = uids
         self._resources = Resources(engine, spec)
+        self._sockets = SocketWatch(self.id, spec.memory, self.lose, reactor)
         self._is_probe = False
         self._audit = audit
         self._waits = waits
@@ -317,8 +319,11 @@ class Sandbox:
     async def _prove(self, created: Created) -> None:
         """It is as asked in the kernel's eyes too."""
         self._resources.started()
-        # Where it cannot be had the build runs all the same: docs/containment.md, `doctor`.
-        await self.engine.bound_sockets(created.id, self.spec.memory)
+        is_bounded, gauge = await bound_sockets(self.engine, created.id, self.spec)
+        if gauge is not None:
+            self._sockets.begin(gauge)
+        if not is_bounded:
+            self.record("limit.waived", limit="sockets")
         await prove_kernel(self.engine, created.id, self.spec, self.identity, self.reactor)
         self._phases.over("prove")
 
@@ -558,6 +563,7 @@ class Sandbox:
         if self._starting is not None and not self._starting.called:
             await _settled(self._starting)
             self._stop_clock()
+        self._sockets.end()
         self._move(State.DESTROYING)
         self._shut_streams()
         try:

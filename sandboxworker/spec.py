@@ -207,6 +207,8 @@ class ContainerSpec:
     shm: int
     nofile: int
     memlock: int
+    #: Whether it is refused where what waits in its sockets is not bounded by ``memory``.
+    bounds_sockets: bool
     core: int
     max_runtime: int
     workspace: str
@@ -276,6 +278,7 @@ def build_spec(policy: SandboxPolicy, image: ImageFacts, profile: Profile) -> Co
         shm=policy.shm,
         nofile=policy.nofile,
         memlock=policy.memlock,
+        bounds_sockets=policy.sockets == "bounded",
         core=policy.core,
         max_runtime=policy.max_runtime,
         workspace=policy.workspace,

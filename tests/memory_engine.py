@@ -24,12 +24,13 @@ from sandboxworker.engine.interface import (
     ExecRequest,
     Host,
     Listed,
+    SocketGauge,
     StreamReceiver,
     Usage,
 )
 from sandboxworker.engine.proven import Proven
 from sandboxworker.engine.uids import UidRange
-from sandboxworker.errors import EngineRefused, EngineTimeout, ImageNotFound
+from sandboxworker.errors import EngineRefused, EngineTimeout, ImageNotFound, SocketsUnbounded
 from sandboxworker.spec import ImageFacts
 
 T = TypeVar("T")
@@ -225,6 +226,8 @@ class MemoryEngine:
     ``deaf``: containers stay although their removal was asked for.
     ``out_of_memory``: containers of which `died_of_memory` says so.
     ``entries``: what its images have, by path.
+    ``in_sockets``: tells what waits in a container's sockets, None where that is part of its
+    memory; ``bounds_sockets``: whether that can be bounded.
     """
 
     name = "memory"
@@ -250,6 +253,8 @@ class MemoryEngine:
         self.executed: list[ExecRequest] = []
         self.disks: list[MemoryDisk] = []
         self.mounts_disks = True
+        self.in_sockets: SocketGauge | None = None
+        self.bounds_sockets = True
         self._reactor = reactor
         self._ids = itertools.count(1)
         self._statuses: dict[str, int | None] = {}
@@ -323,8 +328,12 @@ class MemoryEngine:
         self._existing("start", container).state = "running"
         await self._answer("start")
 
-    async def bound_sockets(self, container: str, limit: int) -> bool:
-        return True
+    async def bound_sockets(self, container: str, limit: int) -> SocketGauge | None:
+        await self._begin("bound_sockets")
+        self._existing("bound_sockets", container)
+        if not self.bounds_sockets:
+            raise SocketsUnbounded(self.name)
+        return self.in_sockets
 
     async def exec_status(self, exec_id: str) -> int | None:
         await self._begin("exec_status")

@@ -30,6 +30,7 @@ DIFFERENCES = {
     "keeper": "the keeper's environment and memory can be read, and hold nothing",
     "kernel": "of its own kernel it shows no cgroup, no limits, no `NoNewPrivs`",
     "memory": "exceeded, the whole sandbox ends",
+    "sockets": "what waits in them is part of its memory whatever the host counts",
     "statx": "GNU `ls NAME` and `stat` fail with Invalid argument",
     "pipes": "the pipe of another process cannot be written to through `/proc/PID/fd`",
     "terminal": "`tty` does not find the name of a terminal",

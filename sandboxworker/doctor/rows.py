@@ -68,6 +68,10 @@ class Facts:
 
 
 Judged = tuple[Status, str]
+_SOCKETS = (
+    "Boot with cgroup v2 (systemd.unified_cgroup_hierarchy=1), or run the master as root on the "
+    "engine's host; sockets='unbounded' in a policy takes it as it is"
+)
 _KERNEL = "Give the kernel that controller (boot options, kernel configuration), then restart it"
 _PROFILE = "Build the kernel with CONFIG_SECCOMP_FILTER and the engine with seccomp"
 _TMPFS = "Use a runtime that applies size, nr_inodes, uid and gid of a tmpfs"
@@ -80,8 +84,7 @@ TEXTS: dict[str, tuple[str, str]] = {
              "Boot with swapaccount=1 or cgroup v2, or turn the host's swap off"),
     "oom": ("a build that is ended for its memory is told so",
             "Update engine and runtime; builds then fail with signal 9 alone"),
-    "sockets": ("datagrams that wait in a build's sockets are bounded by its memory",
-                "Use cgroup v2, or a master that is root on the engine's host"),
+    "sockets": ("what waits in a build's sockets is bounded by its memory", _SOCKETS),
     "pids": ("a fork bomb stops", _KERNEL),
     "cpu": ("a build leaves processors to others", _KERNEL),
     "nofile": ("open files are bounded", "Take the ulimits out of the engine's own settings"),
@@ -253,7 +256,7 @@ def _oom(told: str, _facts: Facts) -> Judged:
 def _sockets(told: str, _facts: Facts) -> Judged:
     if told == "bounded":
         return Status.OK, "bounded"
-    return Status.WARNING, "only the kernel's own limits for all sockets of the host bound it"
+    return Status.FAILS, "nothing but the kernel's limits for all sockets of the host bounds it"
 
 
 _BY_PROBE: dict[str, Callable[[str, Facts], Judged]] = {

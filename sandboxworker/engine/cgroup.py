@@ -13,12 +13,13 @@ It is read outside of the container: no program of the image has a say in it.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 _V2 = "0::"
 _MEMORY_V1 = re.compile(r"^\d+:(?:[^:\n]*,)?memory(?:,[^:\n]*)?:/(.*)$", re.MULTILINE)
 _HIERARCHY_V1 = "sys/fs/cgroup/memory"
-_SOCKETS_V1 = "memory.kmem.tcp.limit_in_bytes"
+_SOCKETS_V1 = "memory.kmem.tcp"
 
 
 def memory_peak(container: str, pid: int, root: Path = Path("/")) -> int | None:
@@ -37,26 +38,26 @@ def memory_peak(container: str, pid: int, root: Path = Path("/")) -> int | None:
         return None
 
 
-def has_memory_v1(root: Path = Path("/")) -> bool:
-    """Whether this machine limits memory by cgroup v1."""
-    return (root / _HIERARCHY_V1).is_dir()
+def bound_sockets(
+    container: str, pid: int, limit: int, root: Path = Path("/")
+) -> Callable[[], int] | None:
+    """Bound what waits in a container's sockets from now on, by ``limit`` bytes.
 
-
-def bound_sockets(container: str, pid: int, limit: int, root: Path = Path("/")) -> bool:
-    """Whether what waits in a container's sockets is bounded from now on, by ``limit`` bytes.
-
+    What tells how many bytes wait, as an `interface.SocketGauge`; None where it is not bounded.
     Takes cgroup v1 and root's rights on this machine; see `memory_peak` for the arguments.
     It is for sockets that are made later.
     """
     try:
         found = _MEMORY_V1.search((root / f"proc/{pid}/cgroup").read_text())
         if found is None or container not in found[1]:
-            return False
-        file = root / _HIERARCHY_V1 / found[1] / _SOCKETS_V1
-        file.write_text(str(limit))
-        return int(file.read_text()) <= limit
+            return None
+        group = root / _HIERARCHY_V1 / found[1]
+        (group / f"{_SOCKETS_V1}.limit_in_bytes").write_text(str(limit))
+        if int((group / f"{_SOCKETS_V1}.limit_in_bytes").read_text()) > limit:
+            return None
     except (OSError, ValueError):
-        return False
+        return None
+    return lambda: int((group / f"{_SOCKETS_V1}.usage_in_bytes").read_text())
 
 
 def _group(cgroups: str) -> str:

@@ -28,7 +28,7 @@ from sandboxworker.engine.answers import (
     unsupported,
     usage_of,
 )
-from sandboxworker.engine.cgroup import bound_sockets, has_memory_v1, memory_peak
+from sandboxworker.engine.cgroup import bound_sockets, memory_peak
 from sandboxworker.engine.cores import Cores
 from sandboxworker.engine.health import Health
 from sandboxworker.engine.interface import (
@@ -38,6 +38,7 @@ from sandboxworker.engine.interface import (
     Host,
     HostDisk,
     Listed,
+    SocketGauge,
     StreamReceiver,
     Usage,
 )
@@ -56,6 +57,7 @@ from sandboxworker.errors import (
     EngineUnreachable,
     EngineUnsupported,
     ImageNotFound,
+    SocketsUnbounded,
 )
 from sandboxworker.figures import failures_told
 from sandboxworker.spec import ImageFacts
@@ -194,13 +196,15 @@ class DockerEngine:
     async def start(self, container: str) -> None:
         await self._call("start container", lambda sdk: sdk.start(container))
 
-    async def bound_sockets(self, container: str, limit: int) -> bool:
-        if not self.address.is_unix or not has_memory_v1():
-            return (await self.host()).counts_sockets
-        bounded: bool = await self._call(
+    async def bound_sockets(self, container: str, limit: int) -> SocketGauge | None:
+        if (await self.host()).counts_sockets:
+            return None
+        gauge: SocketGauge | None = await self._call(
             "inspect container", lambda sdk: bound_sockets(container, _pid(sdk, container), limit)
         )
-        return bounded
+        if gauge is None:
+            raise SocketsUnbounded(self.name)
+        return gauge
 
     async def exec_status(self, exec_id: str) -> int | None:
         found = await self._call("inspect exec", lambda sdk: sdk.exec_inspect(exec_id))

@@ -90,6 +90,15 @@ class Entry:
     link: str = ""
 
 
+class SocketGauge(Protocol):
+    """Tells how many bytes wait in a container's sockets; reads a file of the kernel's.
+
+    Raises `OSError` or `ValueError` where that cannot be read, as when the container is gone.
+    """
+
+    def __call__(self) -> int: ...
+
+
 class HostDisk(Protocol):
     """A file system of fixed size on the engine's host, for one sandbox (see `Engine.new_disk`)."""
 
@@ -186,10 +195,12 @@ class Engine(Protocol):
     async def start(self, container: str) -> None:
         """Start a created container."""
 
-    async def bound_sockets(self, container: str, limit: int) -> bool:
-        """Whether what waits in a running container's sockets is bounded, by so many bytes.
+    async def bound_sockets(self, container: str, limit: int) -> SocketGauge | None:
+        """Bound what waits in a running container's sockets by so many bytes.
 
-        Where the kernel does not count it as memory this is done now, if this process can.
+        None where the kernel counts it as the container's memory; else what tells how much waits,
+        since TCP gets past that bound.
+        Raises `SocketsUnbounded` where this process cannot.
         """
 
     async def exec(

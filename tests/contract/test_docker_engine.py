@@ -25,7 +25,7 @@ from sandboxworker.engine import docker as docker_engine
 from sandboxworker.engine.address import EngineAddress, resolve
 from sandboxworker.engine.docker import ENGINES, MAX_THREADS, DockerEngine
 from sandboxworker.engine.sdk import sdk_client
-from sandboxworker.errors import EngineError, EngineTimeout, EngineUnreachable
+from sandboxworker.errors import EngineError, EngineTimeout, EngineUnreachable, SocketsUnbounded
 from sandboxworker.sandbox import State
 
 SECONDS = 60.0
@@ -117,6 +117,21 @@ async def failure(waited_for: Awaitable[Any]) -> EngineError:
     with pytest.raises(EngineError) as caught:
         await within(SECONDS, waited_for)
     return caught.value
+
+
+@pytest_twisted.ensureDeferred
+async def test_sockets_that_this_process_cannot_bound_are_said_so(
+    make_sandbox: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a master that is not root on the engine's host, which has cgroup v1."""
+    sandbox = await make_sandbox()
+    engine, container = sandbox.engine, sandbox.container
+    monkeypatch.setattr(docker_engine, "bound_sockets", lambda *_: None)
+    monkeypatch.setattr(engine, "_host", attrs.evolve(await engine.host(), counts_sockets=False))
+    with pytest.raises(SocketsUnbounded, match=re.escape(engine.name)):
+        await within(SECONDS, engine.bound_sockets(container, 1 << 20))
+    monkeypatch.setattr(engine, "_host", attrs.evolve(await engine.host(), counts_sockets=True))
+    assert await within(SECONDS, engine.bound_sockets(container, 1 << 20)) is None
 
 
 # ---- an engine that is not well ----------------------------------------------------------------

@@ -18,7 +18,7 @@ from twisted.internet import reactor
 from sandboxworker.doctor.probe import examine
 from sandboxworker.doctor.rows import Facts, Status, judge
 from sandboxworker.engine.docker import DockerEngine
-from sandboxworker.errors import DiskRefused, DiskUnbounded, PolicyError
+from sandboxworker.errors import DiskRefused, DiskUnbounded, PolicyError, SocketsUnbounded
 
 SECONDS = 120.0
 
@@ -56,6 +56,11 @@ class Crippled:
         if "new_disk" in self.said:
             raise self.said["new_disk"]
         return await self._engine.new_disk(*arguments)
+
+    async def bound_sockets(self, container: str, limit: int) -> Any:
+        if "bound_sockets" in self.said:
+            raise self.said["bound_sockets"]
+        return await self._engine.bound_sockets(container, limit)
 
     async def version(self) -> Mapping[str, Any]:
         return self.said.get("version") or await self._engine.version()
@@ -179,6 +184,16 @@ async def test_workspace_on_disk_that_is_not_to_be_had_or_not_bounded_is_told(
     assert row.status is status
     assert error.reason in row.found
     assert set(failing(facts)) == ({"disk_backing"} if status is Status.FAILS else set())
+
+
+@pytest_twisted.ensureDeferred
+async def test_sockets_that_cannot_be_bounded_fail_their_row_and_no_other(
+    engine: DockerEngine,
+) -> None:
+    crippled = Crippled(engine, False)
+    crippled.said["bound_sockets"] = SocketsUnbounded("engine")
+    facts = await within(SECONDS, examine(crippled, BUSYBOX, reactor))
+    assert set(failing(facts)) == {"sockets"}
 
 
 # ---- the command ---------------------------------------------------------------------------------

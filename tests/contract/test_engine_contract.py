@@ -10,12 +10,12 @@ import attrs
 import pytest
 import pytest_twisted
 from memory_engine import IMAGE, Command, MemoryEngine, Recorder, within
-from runtime import SandboxPolicy
+from runtime import SandboxPolicy, differs
 from twisted.internet import reactor, task
 
 from sandboxworker.conformance import deviations
 from sandboxworker.engine.docker import DockerEngine
-from sandboxworker.engine.interface import Created, Engine, ExecRequest
+from sandboxworker.engine.interface import STDOUT, Created, Engine, ExecRequest
 from sandboxworker.errors import EngineRefused, ImageNotFound
 from sandboxworker.sandbox import Owner
 from sandboxworker.seccomp import load
@@ -114,6 +114,46 @@ async def world(request: pytest.FixtureRequest, owner: Owner) -> AsyncIterator[W
         await engine.remove(container)
         assert await real.gone(container)
     await engine.close()
+
+
+# ---- sockets -----------------------------------------------------------------------------------
+
+WAITING = 1 << 16
+#: Datagrams that nobody reads.
+DATAGRAMS = f"""
+import socket, time
+held = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+held.bind(("127.0.0.1", 0))
+for _ in range(4): held.sendto(bytes({WAITING // 4}), held.getsockname())
+print("sent", flush=True)
+time.sleep(600)
+"""
+
+
+@differs("sockets")
+@pytest_twisted.ensureDeferred
+async def test_what_waits_in_sockets_is_bounded_or_part_of_the_memory(world: World) -> None:
+    container, _, _ = await world.running()
+    gauge = await world.engine.bound_sockets(container, 1 << 20)
+    if isinstance(world.engine, MemoryEngine):
+        assert gauge is None
+        return
+    assert (gauge is None) is (await world.engine.host()).counts_sockets
+    if gauge is None:
+        pytest.skip("this engine's kernel counts it as memory")
+    assert gauge() == 0
+    receiver = Recorder()
+    request = ExecRequest(("python3", "-c", DATAGRAMS), "20500:20500")
+    await world.engine.exec(container, request, receiver)
+    for _ in range(100):
+        if b"sent" in receiver.output[STDOUT]:
+            break
+        await task.deferLater(reactor, 0.1, lambda: None)
+    assert WAITING <= gauge() <= 1 << 20
+    await world.engine.remove(container)
+    assert await world.gone(container)
+    with pytest.raises(OSError, match=r"No such (file|device)"):
+        gauge()
 
 
 # ---- images ------------------------------------------------------------------------------------

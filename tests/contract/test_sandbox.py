@@ -28,6 +28,8 @@ from sandboxworker.errors import (
     NotDestroyed,
     OutOfMemory,
     SandboxGone,
+    SocketsFull,
+    SocketsUnbounded,
     StartTimeout,
 )
 from sandboxworker.policy import SandboxPolicy
@@ -42,6 +44,7 @@ from sandboxworker.sandbox import (
     State,
 )
 from sandboxworker.seccomp import Profile
+from sandboxworker.sockets import LOOK_EVERY
 from sandboxworker.spec import UID_RANGE, build_spec
 
 PROFILE = Profile("build", '{"defaultAction":"SCMP_ACT_ERRNO"}', "sha256:" + "1" * 64)
@@ -126,6 +129,7 @@ def world() -> World:
         ("create", "create container"),
         ("attach", "attach"),
         ("start", "start container"),
+        ("bound_sockets", "prove the limits"),
     ],
 )
 def test_a_start_that_takes_too_long_says_what_the_engine_was_at_and_leaves_nothing(
@@ -180,9 +184,111 @@ def test_where_the_engine_does_not_say_why_it_is_not_the_builds_doing(
     assert world.result(sandbox.post_mortem(reason), POST_MORTEM_DEADLINE + 1) is reason
 
 
+# ---- what waits in its sockets -----------------------------------------------------------------
+
+
+@attrs.define
+class Gauge:
+    """Tells what waits; ``looks``: how often it was asked."""
+
+    waiting: int = 0
+    error: Exception | None = None
+    looks: int = 0
+
+    def __call__(self) -> int:
+        self.looks += 1
+        if self.error is not None:
+            raise self.error
+        return self.waiting
+
+
+def looked_at(world: World, gauge: Gauge) -> tuple[Sandbox, list[Exception]]:
+    """A sandbox whose sockets are looked at, and the reasons for which it was lost."""
+    world.engine.in_sockets = gauge
+    sandbox = world.ready()
+    told: list[Exception] = []
+    sandbox.on_lost = told.append
+    return sandbox, told
+
+
+def test_more_in_sockets_than_it_may_use_ends_a_sandbox_by_its_builds_doing(world: World) -> None:
+    gauge = Gauge()
+    sandbox, told = looked_at(world, gauge)
+    gauge.waiting = sandbox.spec.memory
+    world.pump(10 * LOOK_EVERY)
+    assert sandbox.is_ready
+    gauge.waiting = 2 * sandbox.spec.memory
+    world.pump(2 * LOOK_EVERY)
+    (reason,) = told
+    assert isinstance(reason, SocketsFull)
+    assert (reason.waiting, reason.limit) == (2 * sandbox.spec.memory, sandbox.spec.memory)
+    assert sandbox.state is State.GONE
+    assert world.result(sandbox.post_mortem(reason), 1) is reason
+
+
+@pytest.mark.parametrize("error", [OSError(19, "No such device"), ValueError("no number")])
+def test_sockets_that_cannot_be_looked_at_end_a_sandbox_by_nobodys_doing(
+    world: World, error: Exception
+) -> None:
+    gauge = Gauge()
+    sandbox, told = looked_at(world, gauge)
+    gauge.error = error
+    world.pump(2 * LOOK_EVERY)
+    (reason,) = told
+    assert type(reason) is SandboxGone
+    assert sandbox.state is State.GONE
+
+
+def test_nobody_looks_at_the_sockets_of_a_sandbox_that_is_over(world: World) -> None:
+    gauge = Gauge()
+    sandbox, told = looked_at(world, gauge)
+    world.pump(4 * LOOK_EVERY)
+    assert 3 <= gauge.looks <= 5
+    world.result(sandbox.destroy(), 1)
+    looks = gauge.looks
+    world.pump(10 * LOOK_EVERY)
+    assert gauge.looks == looks
+    assert not told
+    assert not world.clock.getDelayedCalls()
+
+
+def test_sockets_that_cannot_be_bounded_refuse_the_sandbox(world: World) -> None:
+    world.engine.bounds_sockets = False
+    sandbox = world.sandbox()
+    with pytest.raises(SocketsUnbounded, match="sockets='unbounded'"):
+        world.result(sandbox.start())
+    world.pump(1)
+    assert not sandbox.is_ready
+    assert world.engine.containers == {}
+
+
+def test_a_policy_can_take_sockets_that_are_not_bounded_and_the_audit_log_says_so(
+    world: World,
+) -> None:
+    world.engine.bounds_sockets = False
+    assert world.ready(sockets="unbounded").is_ready
+    (waived,) = [event for event in world.events if event.name == "limit.waived"]
+    assert waived.fields["limit"] == "sockets"
+
+
+def test_a_runtime_with_a_kernel_of_its_own_needs_no_bound_for_sockets(world: World) -> None:
+    world.engine.bounds_sockets = False
+    assert world.ready(runtime="runsc").is_ready
+    assert "bound_sockets" not in world.engine.calls
+
+
+def test_what_can_be_bounded_is_whatever_the_policy_takes(world: World) -> None:
+    gauge = Gauge(waiting=1 << 40)
+    world.engine.in_sockets = gauge
+    sandbox = world.ready(sockets="unbounded")
+    world.pump(2 * LOOK_EVERY)
+    assert isinstance(sandbox.lost, SocketsFull)
+    assert "limit.waived" not in world.states()
+
+
 def test_started_sandbox_is_created_verified_attached_and_only_then_started(world: World) -> None:
     sandbox = world.ready()
-    assert world.engine.calls == ["create", "inspect", "attach", "start"]
+    assert world.engine.calls == ["create", "inspect", "attach", "start", "bound_sockets"]
     assert sandbox.state is State.READY
     assert list(world.engine.containers) == [sandbox.container]
     assert world.states() == ["created", "ready"]

@@ -15,13 +15,15 @@ _STAY = "\nimport time; print(flush=True); time.sleep(600)"
 
 @attrs.frozen
 class Bomb:
-    """``told``: a pattern for what it says of how far it got; "" where it is killed before."""
+    """``told``: a pattern for what it says of how far it got; "" where it is killed before;
+    ``ends_sandbox``: whether its sandbox goes with it under cgroup v1."""
 
     id: str
     row: str
     what: str
     argv: tuple[str, ...]
     told: str = ""
+    ends_sandbox: bool = False
 
 
 def _python(code: str) -> tuple[str, ...]:
@@ -106,7 +108,7 @@ BOMBS = (
         "            try:\n"
         "                while end.send(bytes(1 << 20)): pass\n"
         "            except BlockingIOError: pass\n"
-        "except OSError: time.sleep(600)")),
+        "except OSError: time.sleep(600)"), ends_sandbox=True),
     Bomb("datagrams", "T7", "datagrams to themselves of 40 processes, never read", _python(
         "import socket, time\n"
         "for _ in range(40):\n"

@@ -290,6 +290,36 @@ async def test_memory_that_is_no_process_s_kills_the_keeper_and_fails_the_build(
     assert "sandbox.lost" in told  # The keeper did die.
 
 
+#: Connections to itself that nobody reads.
+CONNECTIONS = """
+import os, socket, time
+os.fork(), os.fork()
+server = socket.create_server(("127.0.0.1", 0), backlog=1000)
+held = []
+while True:
+    held += [socket.create_connection(server.getsockname()), server.accept()[0]]
+    for end in held[-2:]:
+        end.setblocking(False)
+        try:
+            while end.send(bytes(1 << 20)): pass
+        except BlockingIOError: pass
+"""
+
+
+@differs("memory")
+@pytest_twisted.ensureDeferred
+async def test_more_in_sockets_than_it_may_use_fails_the_build(
+    master: RealMaster, engine_client: Any
+) -> None:
+    if str(engine_client.info().get("CgroupVersion")) == "2":
+        pytest.skip("with cgroup v2 it is part of the memory, and the kernel refuses more")
+    bomb = [shell(f"exec python3 -c '{CONNECTIONS}'", "bomb"), shell("sleep 60", "after")]
+    build = await ended(master, "roomy", bomb)
+    assert build.result == "failure"
+    assert words(build) == ("failed", "memory", ["memory"])
+    assert "MiB wait in sockets, where it may use 141 MiB" in build["bomb"].headers
+
+
 class Deaf(buildstep.BuildStep):
     """A step on the master's side that nothing ends."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sandboxworker.engine.cgroup import bound_sockets, has_memory_v1, memory_peak
+from sandboxworker.engine.cgroup import bound_sockets, memory_peak
 
 ID = "5" * 64
 OURS = {f"docker/{ID}": "1048576\n"}
@@ -49,7 +49,7 @@ def test_peak_of_a_process_that_is_not_here_is_unknown(tmp_path: Path) -> None:
     assert memory_peak(ID, 0, machine(tmp_path, "", {})) is None
 
 
-SOCKETS = "memory.kmem.tcp.limit_in_bytes"
+SOCKETS = "memory.kmem.tcp"
 
 
 def version_1(root: Path, line: str, place: str) -> Path:
@@ -58,16 +58,29 @@ def version_1(root: Path, line: str, place: str) -> Path:
     (root / "proc/7/cgroup").write_text(f"5:pids:/docker/{ID}\n{line}\n0::/\n")
     folder = root / "sys/fs/cgroup/memory" / place
     folder.mkdir(parents=True)
-    (folder / SOCKETS).write_text("9223372036854771712\n")
-    return folder / SOCKETS
+    (folder / f"{SOCKETS}.limit_in_bytes").write_text("9223372036854771712\n")
+    (folder / f"{SOCKETS}.usage_in_bytes").write_text("4096\n")
+    return folder / f"{SOCKETS}.limit_in_bytes"
 
 
 @pytest.mark.parametrize("controllers", ["memory", "hugetlb,memory", "memory,cpu"])
 def test_sockets_are_bounded_in_the_containers_own_cgroup(tmp_path: Path, controllers: str) -> None:
     limit = version_1(tmp_path, f"4:{controllers}:/docker/{ID}", f"docker/{ID}")
-    assert has_memory_v1(tmp_path)
-    assert bound_sockets(ID, 7, 65536, tmp_path)
+    gauge = bound_sockets(ID, 7, 65536, tmp_path)
     assert limit.read_text() == "65536"
+    assert gauge is not None
+    assert gauge() == 4096
+    (limit.parent / f"{SOCKETS}.usage_in_bytes").write_text("8192\n")
+    assert gauge() == 8192
+
+
+def test_a_container_that_is_gone_has_no_sockets_to_look_at(tmp_path: Path) -> None:
+    limit = version_1(tmp_path, f"4:memory:/docker/{ID}", f"docker/{ID}")
+    gauge = bound_sockets(ID, 7, 65536, tmp_path)
+    assert gauge is not None
+    (limit.parent / f"{SOCKETS}.usage_in_bytes").unlink()
+    with pytest.raises(OSError, match="No such file"):
+        gauge()
 
 
 @pytest.mark.parametrize(
@@ -83,10 +96,9 @@ def test_sockets_are_bounded_in_the_containers_own_cgroup(tmp_path: Path, contro
 )
 def test_sockets_of_nobody_else_are_bounded(tmp_path: Path, line: str, place: str) -> None:
     limit = version_1(tmp_path, line, place)
-    assert not bound_sockets(ID, 7, 65536, tmp_path)
+    assert bound_sockets(ID, 7, 65536, tmp_path) is None
     assert limit.read_text() == "9223372036854771712\n"
 
 
 def test_a_machine_with_version_2_alone_has_no_such_limit(tmp_path: Path) -> None:
-    assert not has_memory_v1(tmp_path)
-    assert not bound_sockets(ID, 7, 65536, tmp_path)
+    assert bound_sockets(ID, 7, 65536, machine(tmp_path, f"0::/docker/{ID}\n", OURS)) is None

@@ -61,6 +61,7 @@ def test_each_row_says_what_it_means_and_how_to_mend_it() -> None:
     [
         ("memory", "it had 300 MiB", "300 MiB"),
         ("swap", "swap may be used", "swap"),
+        ("sockets", "unbounded", "nothing but the kernel's limits for all sockets"),
         ("pids", "192/64", "192 processes"),
         ("cpu", "3.90/0.70", "3.90"),
         ("nofile", "1048576/256", "1048576"),

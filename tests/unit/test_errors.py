@@ -48,7 +48,10 @@ ERRORS: list[tuple[SandboxworkerError, list[str], str]] = [
     (errors.SourceFailed("git fetch", "no such ref"), ["git fetch failed", "no such ref"], ""),
     (errors.StartTimeout("s1", ENGINE, "attach", 90),
      ["s1", ENGINE, "90 s", "'attach'"], "engine's own log"),
-    (errors.OutOfMemory("s1"), ["s1", "used up the memory"], ""),
+    (errors.OutOfMemory("s1"), ["s1", "used up the memory", "policy's memory"], ""),
+    (errors.SocketsFull("s1", 300 << 20, 256 << 20),
+     ["s1", "300 MiB wait in sockets", "256 MiB", "policy's memory"], ""),
+    (errors.SocketsUnbounded(ENGINE), [ENGINE, "cgroup v1"], "sockets='unbounded'"),
 ]  # fmt: skip
 
 
@@ -86,8 +89,8 @@ def test_engine_must_act_on_its_own_faults_and_the_operator_on_all_others() -> N
     own = {kind for kind in every_error() if issubclass(kind, errors.EngineError)}
     builds = {type(error) for error, *_ in ERRORS if error.actor is Actor.BUILD}
     wrong = {errors.NotConformant, errors.EngineUnsupported}
-    wrong |= {errors.DiskRefused, errors.DiskUnbounded}
-    assert builds == {errors.Hindered, errors.OutOfMemory}
+    wrong |= {errors.DiskRefused, errors.DiskUnbounded, errors.SocketsUnbounded}
+    assert builds == {errors.Hindered, errors.OutOfMemory, errors.SocketsFull}
     assert engines == own - {errors.EngineError} - builds - wrong
     assert operators == every_error() - own - {SandboxworkerError} | wrong
 

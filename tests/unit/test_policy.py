@@ -41,6 +41,8 @@ ACCEPTED: list[tuple[str, Any, Any]] = [
     ("cpus", 1024, 1024),
     ("cpuset", "auto", "auto"),
     ("cpuset", "none", "none"),
+    ("sockets", "bounded", "bounded"),
+    ("sockets", "unbounded", "unbounded"),
     ("memory", 512 * MIB, 512 * MIB),
     ("memory", "512m", 512 * MIB),
     ("memory", "2G", 2 * GIB),
@@ -109,6 +111,7 @@ REFUSED: list[tuple[str, Any]] = [
     ),
     *(("cpus", wrong) for wrong in (0, -1, True, "1", None, 1025, float("nan"), float("inf"))),
     *(("cpuset", wrong) for wrong in (None, "", "0-1", 2, True)),
+    *(("sockets", wrong) for wrong in (None, "", "none", 0, False)),
     *(
         ("memory", wrong)
         for wrong in (
@@ -196,6 +199,7 @@ def test_defaults_are_those_of_the_design() -> None:
         "user": "auto",
         "cpus": 1,
         "cpuset": "auto",
+        "sockets": "bounded",
         "memory": GIB,
         "pids": 1024,
         "disk": 2 * GIB,

@@ -48,6 +48,7 @@ fields = {
     "disk_inodes": st.integers(63, 10**9),
     "disk_backing": st.sampled_from(["tmpfs", "disk"]),
     "cpuset": st.sampled_from(["auto", "none"]),
+    "sockets": st.sampled_from(["bounded", "unbounded"]),
     "workspace": paths,
     "shm": sizes,
     "tmp": sizes,

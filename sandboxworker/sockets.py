@@ -1,0 +1,83 @@
+"""What waits in a sandbox's sockets, where the kernel does not count it as memory (cgroup v1).
+
+The kernel's limit for it holds datagrams; past it, it goes on to give each TCP connection a little
+(figures in docs/containment.md).
+So somebody has to look, and end a sandbox that is past it like one that used up its memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.task import LoopingCall
+
+from sandboxworker.engine.interface import Engine, SocketGauge
+from sandboxworker.errors import SandboxGone, SocketsFull, SocketsUnbounded
+from sandboxworker.kernelview import unseen_by
+from sandboxworker.spec import ContainerSpec
+from sandboxworker.unexpected import unexpected
+
+#: Seconds between two looks; a sandbox of one core got 220 MiB more in each second.
+LOOK_EVERY = 0.25
+#: What may be past the limit: the kernel adds before it refuses, on each processor.
+_SLACK = 17 / 16
+
+
+async def bound_sockets(
+    engine: Engine, container: str, spec: ContainerSpec
+) -> tuple[bool, SocketGauge | None]:
+    """Whether what waits is bounded by the spec's memory, and what has to be looked at for that.
+
+    Raises `SocketsUnbounded` where it is not, unless the spec takes that.
+    """
+    if unseen_by(spec.runtime):
+        # What waits in a kernel of the runtime's own is that kernel's memory, and so the sandbox's.
+        return True, None
+    try:
+        return True, await engine.bound_sockets(container, spec.memory)
+    except SocketsUnbounded:
+        if spec.bounds_sockets:
+            raise
+        return False, None
+
+
+class SocketWatch:
+    """Looks at one sandbox's sockets from `begin` until `end`.
+
+    ``limit``: in bytes; ``lose(reason)`` is called once: when more waits, or nobody can tell.
+    """
+
+    def __init__(
+        self, sandbox: str, limit: int, lose: Callable[[Exception], None], clock: Any
+    ) -> None:
+        self._sandbox = sandbox
+        self._limit = limit
+        self._lose = lose
+        self._clock = clock
+        self._looking: LoopingCall | None = None
+
+    def begin(self, gauge: SocketGauge) -> None:
+        """Look from now on."""
+        self._looking = LoopingCall(self._look, gauge)
+        self._looking.clock = self._clock
+        looking = self._looking.start(LOOK_EVERY, now=False)
+        looking.addErrback(unexpected("looking at what waits in a sandbox's sockets"))
+
+    def end(self) -> None:
+        """Look no more; also where it never began."""
+        looking, self._looking = self._looking, None
+        if looking is not None:
+            looking.stop()
+
+    def _look(self, gauge: SocketGauge) -> None:
+        try:
+            waiting = gauge()
+        except (OSError, ValueError) as error:
+            reason: Exception = SandboxGone(self._sandbox, f"ended (its cgroup tells {error!r})")
+        else:
+            if waiting <= self._limit * _SLACK:
+                return
+            reason = SocketsFull(self._sandbox, waiting, self._limit)
+        self.end()
+        self._lose(reason)
