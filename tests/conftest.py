@@ -71,6 +71,12 @@ def loop_files(folder: str = "/") -> set[str]:
     return {name for name in held if Path(folder) in Path(name).parents}
 
 
+def volumes(client: Any, **filters: bool) -> set[str]:
+    """An engine's, but for the one that stays by design, and test_etc_files'."""
+    names = {each["Name"] for each in client.volumes(filters=filters)["Volumes"] or ()}
+    return {name for name in names if not name.startswith(VOLUME)}
+
+
 # ---- what is left ------------------------------------------------------------------------------
 
 
@@ -91,7 +97,7 @@ class LeftOver:
     def watch(self, client: Any) -> None:
         """An engine is used from now on."""
         self._client = client
-        self._volumes = self._volumes_now()
+        self._volumes = volumes(self._client, dangling=True)
         self._mounts = self._mounts_now()
         self._loops = self._loops_now()
 
@@ -109,19 +115,13 @@ class LeftOver:
             self._client.close()
         return lines
 
-    def _volumes_now(self) -> set[str]:
-        """Those that no container uses, but for the one that stays, and test_etc_files'."""
-        found = self._client.volumes(filters={"dangling": True})
-        names = {volume["Name"] for volume in found["Volumes"] or ()}
-        return {name for name in names if not name.startswith(VOLUME)}
-
     def _volumes_left(self) -> list[str]:
         """The same for a while: a test of another process may just be making or removing one."""
-        left = self._volumes_now() - self._volumes
+        left = volumes(self._client, dangling=True) - self._volumes
         give_up = time.monotonic() + 10
         while left and time.monotonic() < give_up:
             time.sleep(0.5)
-            left &= self._volumes_now()
+            left &= volumes(self._client, dangling=True)
         return sorted(left)
 
     def _mounts_now(self) -> set[str]:

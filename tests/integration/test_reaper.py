@@ -16,7 +16,7 @@ from typing import Any
 import docker.errors
 import pytest
 import pytest_twisted
-from conftest import BUSYBOX
+from conftest import BUSYBOX, volumes
 from real_master import (
     HOLD,
     RealMaster,
@@ -33,7 +33,6 @@ from twisted.internet import defer
 from sandboxworker import SandboxLatentWorker, housekeeping
 from sandboxworker.auditfile import reading
 from sandboxworker.engine.docker import DockerEngine
-from sandboxworker.engine.etcfiles import VOLUME
 from sandboxworker.identity import ID_FILE, claim, master_id
 from sandboxworker.sandbox import Sandbox
 
@@ -80,12 +79,6 @@ def exists(engine_client: Any, container: str) -> bool:
     except docker.errors.NotFound:
         return False
     return True
-
-
-def volumes(engine_client: Any) -> set[str]:
-    """But for the one that stays by design, and test_etc_files'."""
-    names = {each["Name"] for each in engine_client.volumes()["Volumes"] or ()}
-    return {name for name in names if not name.startswith(VOLUME)}
 
 
 def config() -> dict[str, Any]:

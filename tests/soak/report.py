@@ -71,7 +71,7 @@ class Report:
         file.write_text(json.dumps(figures, indent=1))
 
     def lines(self) -> list[str]:
-        count = self.results.total() - 0
+        count = self.results.total()
         sizes = [size / MIB for _, _, size in self.memory]
         return [
             f"{count} builds in {self.seconds:.0f} s, {count / self.seconds:.2f} a second",
