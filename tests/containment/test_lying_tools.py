@@ -21,6 +21,7 @@ from buildbot.process.results import FAILURE, SUCCESS
 from conftest import DEBIAN
 from lying_tools import make_lying_image
 from real_master import BuildResult, RealMaster, one_builder_each, running_master, shell
+from slow import SLOW
 
 from sandboxworker import SandboxLatentWorker, SandboxPolicy
 from sandboxworker.commands import COMMANDS
@@ -31,8 +32,9 @@ MIB = 1024 * 1024
 ALIASES = {"upload_file", "upload_directory", "download_file"}
 #: What one hostile step may cost the master.
 MAX_GROWTH = 100 * MIB
-#: Seconds after which the policy ends a build here.
-DEADLINE = 10
+#: Seconds after which the policy ends a build here: more than the steps before the one that lies
+#: take, four builds beside each other.
+DEADLINE = round(10 * SLOW**0.5)
 AT_ONCE = 4
 
 LIMITS: dict[str, Any] = {
@@ -51,7 +53,7 @@ async def master(
         "debian": SandboxPolicy(DEBIAN, max_runtime="2m", **LIMITS),
         "brief": SandboxPolicy(DEBIAN, max_runtime=DEADLINE, **LIMITS),
         # A file that becomes a FIFO between the look at it and its opening is waited for.
-        "changing": SandboxPolicy(DEBIAN, max_runtime=20, **LIMITS),
+        "changing": SandboxPolicy(DEBIAN, max_runtime=2 * DEADLINE, **LIMITS),
     }
     # So that all can be tried side by side.
     brief = SandboxPolicy(image, max_runtime=DEADLINE, **LIMITS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import secrets
 import shlex
 import shutil
@@ -30,6 +31,8 @@ SHORT = (
     "tests/containment/test_seccomp_probe.py",
     "tests/contract/test_engine_contract.py::test_running_container_has_used_something",
 )
+#: Of the variables that switch tests on.
+_SWITCHES = "SANDBOXWORKER_TEST_"
 _READ_ONLY, _FORGOTTEN, _WRITTEN = "readonly=on", "snapshot=on,cache=unsafe", "cache=unsafe"
 
 
@@ -101,8 +104,9 @@ def _run(wanted: argparse.Namespace) -> int:
 
 
 def _environ(accel: Acceleration, runtime: str | None) -> dict[str, object]:
-    """What the tests in there are told by variables."""
-    environ = {"SANDBOXWORKER_SLOW": accel.slow, "SANDBOXWORKER_VM": 1}
+    """What the tests in there are told by variables: also what those here would be told."""
+    here = {name: text for name, text in os.environ.items() if name.startswith(_SWITCHES)}
+    environ = {**here, "SANDBOXWORKER_SLOW": accel.slow, "SANDBOXWORKER_VM": 1}
     return {**environ, "SANDBOXWORKER_RUNTIME": runtime} if runtime else environ
 
 
