@@ -202,6 +202,14 @@ def _memory(seen: Seen) -> tuple[bool, object]:
     return bool(limit) and limit == with_swap, f"{limit} bytes, and as much with swap"
 
 
+def _all_memory(seen: Seen) -> tuple[bool, object]:
+    """A sandbox whose sockets are not bounded does not start, unless its policy takes that."""
+    holds, told = _memory(seen)
+    is_bounded = seen.spec.bounds_sockets
+    sockets = "what waits in sockets too" if is_bounded else "the policy takes unbounded sockets"
+    return holds and is_bounded, f"{told}; {sockets}"
+
+
 def _quotas(seen: Seen) -> tuple[bool, object]:
     sizes = {
         place: mount.settings.get("size")
@@ -304,7 +312,7 @@ _CHECKS: tuple[tuple[str, str, str, Check], ...] = (
     (THREATS, "T4", "system calls are filtered", _seccomp),
     (THREATS, "T5", "nothing else is writable", _writable),
     (THREATS, "T6", "processes are limited", _at_least("PidsLimit")),
-    (THREATS, "T7", "memory is limited, without swap", _memory),
+    (THREATS, "T7", "memory is limited, without swap", _all_memory),
     (THREATS, "T8", "every writable place has a size", _quotas),
     (THREATS, "T9", "processor share is limited", _at_least("NanoCpus")),
     (THREATS, "T10", "output goes to no disk", _log),

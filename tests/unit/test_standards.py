@@ -59,6 +59,11 @@ def test_every_row_is_there_once_and_in_order() -> None:
     }  # fmt: skip
 
 
+def test_a_policy_that_takes_unbounded_sockets_does_not_hold_what_a_build_may_pile_up() -> None:
+    spec = attrs.evolve(SPEC, bounds_sockets=False)
+    assert failing(attrs.evolve(seen(), spec=spec)) == {"T7"}
+
+
 @pytest.mark.parametrize(
     ("setting", "value", "fails"),
     [
