@@ -330,7 +330,8 @@ class MemoryEngine:
 
     async def bound_sockets(self, container: str, limit: int) -> SocketGauge | None:
         await self._begin("bound_sockets")
-        self._existing("bound_sockets", container)
+        if self._existing("bound_sockets", container).state != "running":
+            raise EngineRefused(self.name, "bound_sockets", 409, "the container has ended")
         if not self.bounds_sockets:
             raise SocketsUnbounded(self.name)
         return self.in_sockets

@@ -163,7 +163,7 @@ async def examine(engine: Any, image: str, reactor: Any, runtime: str | None = N
 def _trials(image: str, runtime: str | None) -> list[tuple[SandboxPolicy, Any]]:
     """The sandboxes, and what is done in each."""
     room = _ROOM_WITH_KERNEL if unseen_by(runtime) else _ROOM
-    # Where those are not bounded one row fails, and the others are found out all the same.
+    # Where sockets are not bounded one row fails; the others are found out all the same.
     every: dict[str, Any] = {"max_runtime": "2m", "runtime": runtime, "sockets": "unbounded"}
     small = {"disk": "1m", "shm": "1m", "tmp": "1m", **every}
     wide = SandboxPolicy(

@@ -202,9 +202,11 @@ class DockerEngine:
         gauge: SocketGauge | None = await self._call(
             "inspect container", lambda sdk: bound_sockets(container, _pid(sdk, container), limit)
         )
-        if gauge is None:
-            raise SocketsUnbounded(self.name)
-        return gauge
+        if gauge is not None:
+            return gauge
+        if not await self._call("inspect container", lambda sdk: _pid(sdk, container)):
+            raise EngineRefused(self.name, "bound sockets", 409, "the container has ended")
+        raise SocketsUnbounded(self.name)
 
     async def exec_status(self, exec_id: str) -> int | None:
         found = await self._call("inspect exec", lambda sdk: sdk.exec_inspect(exec_id))

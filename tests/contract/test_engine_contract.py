@@ -156,6 +156,17 @@ async def test_what_waits_in_sockets_is_bounded_or_part_of_the_memory(world: Wor
         gauge()
 
 
+@pytest_twisted.ensureDeferred
+async def test_sockets_of_a_container_that_does_not_run_are_not_told_as_unbounded(
+    world: World,
+) -> None:
+    created = await world.create()
+    if not isinstance(world.engine, MemoryEngine) and (await world.engine.host()).counts_sockets:
+        pytest.skip("this engine's kernel counts them as memory, so nobody is asked")
+    with pytest.raises(EngineRefused):
+        await world.engine.bound_sockets(created.id, 1 << 20)
+
+
 # ---- images ------------------------------------------------------------------------------------
 
 
