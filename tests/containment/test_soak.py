@@ -31,8 +31,11 @@ ASKED = os.environ.get("SANDBOXWORKER_TEST_SOAK")
 SECONDS = int(ASKED or 20)
 #: One stressor of each kind after the other would take hours: all at once, one process each.
 SOAK = """\
-stress-ng --class os --all 1 --timeout {} --oom-avoid --quiet --temp-path /build/s >log 2>&1
+stress-ng --class os --all 1{} --timeout {} --oom-avoid --quiet --temp-path /build/s >log 2>&1
 """
+#: Instructions at random, which an emulated processor does not carry out as a real one does: for
+#: one of them it read the program's stack with the kernel's rights, and the kernel stumbled.
+LEFT_OUT = " --exclude opcode" if os.environ.get("SANDBOXWORKER_VM") else ""
 
 
 @attrs.define
@@ -76,7 +79,7 @@ async def soak(sandbox: Any, neighbour: Any, seconds: int, seen: Figures) -> Non
     seen.sandboxes += 1
     used = 0.0
     # Its stressors kill each other, and at times the shell that began them.
-    running = run(sandbox, ("sh", "-c", SOAK.format(seconds)), directory="/build/s")
+    running = run(sandbox, ("sh", "-c", SOAK.format(LEFT_OUT, seconds)), directory="/build/s")
     give_up = time.monotonic() + seconds + 180
     while not running.called:
         assert time.monotonic() < give_up, "the soak has no end"
