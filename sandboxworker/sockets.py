@@ -74,7 +74,8 @@ class SocketWatch:
         try:
             waiting = gauge()
         except (OSError, ValueError) as error:
-            reason: Exception = SandboxGone(self._sandbox, f"ended (its cgroup tells {error!r})")
+            why = getattr(error, "strerror", None) or error
+            reason: Exception = SandboxGone(self._sandbox, f"ended (its sockets: {why})")
         else:
             if waiting <= self._limit * _SLACK:
                 return

@@ -236,6 +236,7 @@ def test_sockets_that_cannot_be_looked_at_end_a_sandbox_by_nobodys_doing(
     world.pump(2 * LOOK_EVERY)
     (reason,) = told
     assert type(reason) is SandboxGone
+    assert "No such device" in str(reason) or "no number" in str(reason)
     assert sandbox.state is State.GONE
 
 
