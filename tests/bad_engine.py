@@ -199,6 +199,8 @@ class _FromMaster(protocol.Protocol):
             reactor.callLater(1, self.cut)  # type: ignore[attr-defined]
 
     def _is_gone(self) -> bool:
+        if self.transport.fileno() < 0:
+            return False  # It is us who are gone, as after `cut`.
         looking = select.poll()
         looking.register(self.transport.fileno(), 0)
         return any(event & select.POLLHUP for _, event in looking.poll(0))
