@@ -291,7 +291,7 @@ class OutOfMemory(SandboxGone):
 
 
 class SocketsFull(OutOfMemory):
-    """More waits in a build's sockets than it may use of memory, and the kernel did not stop it.
+    """What waits in a build's sockets went past its memory, and the kernel did not stop it.
 
     ``waiting``, ``limit``: bytes.
     """
@@ -301,8 +301,8 @@ class SocketsFull(OutOfMemory):
         self.limit = limit
         super().__init__(
             sandbox,
-            f"let {waiting >> 20} MiB wait in sockets, where it may use {limit >> 20} MiB of "
-            "memory in all",
+            f"let memory pile up in sockets, {waiting >> 20} MiB where it may use "
+            f"{limit >> 20} MiB",
         )
 
 

@@ -1,7 +1,7 @@
-"""What waits in a sandbox's sockets, where the kernel does not count it as memory (cgroup v1).
+"""What waits in a sandbox's sockets, which the kernel lets pass its limits.
 
-The kernel's limit for it holds datagrams; past it, it goes on to give each TCP connection a little
-(figures in docs/containment.md).
+With cgroup v1 the limit for it holds datagrams, and each TCP connection gets a little more; with v2
+it is part of the memory, and what arrives is never refused (figures in docs/containment.md).
 So somebody has to look, and end a sandbox that is past it like one that used up its memory.
 """
 

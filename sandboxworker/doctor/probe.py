@@ -210,8 +210,7 @@ def _skew(info: Mapping[str, Any], now: float) -> float | None:
 async def _limits(sandbox: Sandbox, probed: dict[str, str]) -> None:
     workspace = sandbox.spec.workspace
     probed.update(_lines(await _shell(sandbox, _LOOK, workspace)))
-    bounded, _ = await bound_sockets(sandbox.engine, str(sandbox.container), sandbox.spec)
-    probed["sockets"] = "bounded" if bounded else "unbounded"
+    probed["sockets"] = await _sockets(sandbox)
     before, begin = (await sandbox.usage()).cpu_seconds, time.monotonic()
     await _shell(sandbox, _SPIN)
     after, seconds = (await sandbox.usage()).cpu_seconds, time.monotonic() - begin
@@ -221,6 +220,13 @@ async def _limits(sandbox: Sandbox, probed: dict[str, str]) -> None:
     probed.update(_lines(await _shell(sandbox, _FORK, "/", str(sandbox.spec.pids))))
     if not sandbox.is_ready:
         probed["pids"] = ENDED
+
+
+async def _sockets(sandbox: Sandbox) -> str:
+    is_bounded, gauge = await bound_sockets(sandbox.engine, str(sandbox.container), sandbox.spec)
+    if not is_bounded:
+        return "unbounded"
+    return "bounded" if gauge is not None or unseen_by(sandbox.spec.runtime) else "counted"
 
 
 async def _memory(sandbox: Sandbox, probed: dict[str, str]) -> None:

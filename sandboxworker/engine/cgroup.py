@@ -5,6 +5,9 @@ With cgroup v1 what waits in sockets is no part of the memory limit; the limit f
 Docker Engine 20.10 takes it (``KernelMemoryTCP``) and tells it back, but runc has ignored it since
 1.0: so it is written here.
 
+With cgroup v2 it is part of the memory, and Linux lets it pass that limit as well: since 6.1 what
+arrives is charged as an atomic allocation, which is never refused.
+
 With cgroup v2 engines leave the peak of memory out of their figures; the kernel has it in
 ``memory.peak`` (since Linux 5.19).
 It is read outside of the container: no program of the image has a say in it.
@@ -43,19 +46,30 @@ def bound_sockets(
 ) -> Callable[[], int] | None:
     """Bound what waits in a container's sockets from now on, by ``limit`` bytes.
 
-    What tells how many bytes wait, as an `interface.SocketGauge`; None where it is not bounded.
-    Takes cgroup v1 and root's rights on this machine; see `memory_peak` for the arguments.
-    It is for sockets that are made later.
+    What tells how many bytes count, as an `interface.SocketGauge`; None where nobody here can.
+    See `memory_peak` for the arguments.
+    With cgroup v1 it takes root's rights on this machine, and is for sockets that are made later.
     """
     try:
-        found = _MEMORY_V1.search((root / f"proc/{pid}/cgroup").read_text())
-        if found is None or container not in found[1]:
-            return None
-        group = root / _HIERARCHY_V1 / found[1]
-        (group / f"{_SOCKETS_V1}.limit_in_bytes").write_text(str(limit))
-        if int((group / f"{_SOCKETS_V1}.limit_in_bytes").read_text()) > limit:
+        told = (root / f"proc/{pid}/cgroup").read_text()
+        found = _MEMORY_V1.search(told)
+        if found is not None:
+            return _bounded_v1(container, root / _HIERARCHY_V1 / found[1], limit)
+        path = _group(told)
+        current = root / f"sys/fs/cgroup/{path}/memory.current"
+        if container not in path or not current.is_file():
             return None
     except (OSError, ValueError):
+        return None
+    return lambda: int(current.read_text())
+
+
+def _bounded_v1(container: str, group: Path, limit: int) -> Callable[[], int] | None:
+    if container not in str(group):
+        return None
+    file = group / f"{_SOCKETS_V1}.limit_in_bytes"
+    file.write_text(str(limit))
+    if int(file.read_text()) > limit:
         return None
     return lambda: int((group / f"{_SOCKETS_V1}.usage_in_bytes").read_text())
 

@@ -197,12 +197,13 @@ class DockerEngine:
         await self._call("start container", lambda sdk: sdk.start(container))
 
     async def bound_sockets(self, container: str, limit: int) -> SocketGauge | None:
-        if (await self.host()).counts_sockets:
+        counts = (await self.host()).counts_sockets
+        if counts and not self.address.is_unix:
             return None
         gauge: SocketGauge | None = await self._call(
             "inspect container", lambda sdk: bound_sockets(container, _pid(sdk, container), limit)
         )
-        if gauge is not None:
+        if gauge is not None or counts:
             return gauge
         if not await self._call("inspect container", lambda sdk: _pid(sdk, container)):
             raise EngineRefused(self.name, "bound sockets", 409, "the container has ended")

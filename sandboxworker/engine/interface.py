@@ -91,7 +91,8 @@ class Entry:
 
 
 class SocketGauge(Protocol):
-    """Tells how many bytes wait in a container's sockets; reads a file of the kernel's.
+    """Tells how many bytes wait in a container's sockets, with all its memory where the kernel
+    counts them as one; reads a file of the kernel's.
 
     Raises `OSError` or `ValueError` where that cannot be read, as when the container is gone.
     """
@@ -198,9 +199,9 @@ class Engine(Protocol):
     async def bound_sockets(self, container: str, limit: int) -> SocketGauge | None:
         """Bound what waits in a running container's sockets by so many bytes.
 
-        None where the kernel counts it as the container's memory; else what tells how much waits,
-        since TCP gets past that bound.
-        Raises `SocketsUnbounded` where this process cannot.
+        What tells how much it is, since the kernel lets some of it pass; None where it counts as
+        the container's memory and cannot be read from here.
+        Raises `SocketsUnbounded` where it does not count, and this process cannot bound it.
         """
 
     async def exec(

@@ -22,6 +22,7 @@ from conftest import DEBIAN
 from escapes.bombs import BOMBS, LIMITS, Bomb
 from memory_engine import within
 from real_master import pause
+from slow import SLOW
 from twisted.internet import task
 
 from sandboxworker.engine.address import resolve
@@ -31,6 +32,7 @@ from sandboxworker.policy import SandboxPolicy
 from sandboxworker.process import run
 from sandboxworker.sandbox import Owner, Sandbox, State
 from sandboxworker.seccomp import load
+from sandboxworker.sockets import LOOK_EVERY
 from sandboxworker.spec import build_spec
 
 pytestmark = pytest.mark.engine
@@ -40,6 +42,8 @@ SECONDS = 120
 #: Seconds that a bomb is watched for once it has gone off.
 WATCHED = 2.0
 POLICY = SandboxPolicy(DEBIAN, **LIMITS)
+#: It is there for all bombs, which take many minutes on a slow machine.
+NEIGHBOURS = SandboxPolicy(DEBIAN, **{**LIMITS, "max_runtime": "2h"})
 #: Processes that the engine itself puts into a full cgroup.
 ENGINES_OWN = 5
 
@@ -79,7 +83,7 @@ class Site:
         return sandbox
 
     async def open(self) -> None:
-        self.neighbour = await self.sandbox()
+        self.neighbour = await self.sandbox(NEIGHBOURS)
 
     async def figures(self, times: int = 5) -> Figures:
         latencies = tuple([await self._latency() for _ in range(times)])
@@ -204,6 +208,15 @@ async def ended(pids: Path) -> bool:
     return read(pids, "pids.current") == 2
 
 
+def living(group: Path) -> list[str]:
+    """The programs of the processes in a cgroup."""
+    try:
+        found = (group / "cgroup.procs").read_text().split()
+        return [Path(f"/proc/{pid}/comm").read_text().strip() for pid in found]
+    except FileNotFoundError:
+        return ["one that has just ended"]
+
+
 def own_memory() -> int:
     fields = Path("/proc/self/statm").read_text().split()
     return int(fields[1]) * os.sysconf("SC_PAGESIZE")
@@ -214,11 +227,12 @@ def own_memory() -> int:
 async def test_a_bomb_stays_in_its_sandbox(site: Site, bomb: Bomb) -> None:
     sandbox = await site.sandbox()
     pids, memory = site.group(sandbox, "pids"), site.group(sandbox, "memory")
-    before, own = await site.figures(), own_memory()
+    before, own, counts = await site.figures(), own_memory(), counts_sockets(memory)
 
     exploding = run(sandbox, bomb.argv, directory="/build/bomb")
     during, most = await watch(site, pids, memory)
-    if bomb.ends_sandbox and not counts_sockets(memory):
+    is_past = isinstance(sandbox.lost, SocketsFull)
+    if is_past or (bomb.ends_sandbox and not counts):
         await within(SECONDS, lost(sandbox))
         done = await within(SECONDS, exploding)
         assert isinstance(sandbox.lost, SocketsFull)
@@ -229,12 +243,12 @@ async def test_a_bomb_stays_in_its_sandbox(site: Site, bomb: Bomb) -> None:
         await within(SECONDS, sandbox.kill_all())
         done = await within(SECONDS, exploding)
         assert site.written(sandbox) < MIB
-        assert await ended(pids), "something outlived the kill of everything"
+        assert await ended(pids), f"{living(pids)} outlived the kill; {sandbox} {sandbox.lost}"
         assert sandbox.is_ready
 
     assert re.fullmatch(bomb.told, done.stdout.decode()) or not bomb.told, done
     assert most.processes <= POLICY.pids + ENGINES_OWN
-    assert most.memory <= POLICY.cgroup_memory
+    assert is_past or most.memory <= POLICY.cgroup_memory
     assert own_memory() - own < 100 * MIB
     record(bomb, before, during, await site.figures(), most)
 
@@ -256,7 +270,9 @@ for one in held:
     try:
         for _ in range(9): sender.sendto(bytes(60000), one.getsockname())
     except OSError: pass
-print("sent")
+print("sent", flush=True)
+import time
+time.sleep(5)
 """
 
 
@@ -267,7 +283,14 @@ async def test_datagrams_that_wait_are_bounded_by_the_memory(site: Site) -> None
     )
     sandbox = await site.sandbox(policy)
     memory = site.group(sandbox, "memory")
+    counts = counts_sockets(memory)
     done = await within(SECONDS, run(sandbox, ("python3", "-c", DATAGRAMS)))
+    if counts:
+        # The kernel does not refuse them (Linux 6.1): then the sandbox is ended.
+        if sandbox.is_ready:
+            await pause(4 * LOOK_EVERY * SLOW)
+        assert isinstance(sandbox.lost, SocketsFull) or peak_of(memory) <= policy.cgroup_memory
+        return
     peak = peak_of(memory)
     assert done.stdout == b"sent\n", done
     assert peak <= policy.cgroup_memory

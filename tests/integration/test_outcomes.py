@@ -317,7 +317,8 @@ async def test_more_in_sockets_than_it_may_use_fails_the_build(
     build = await ended(master, "roomy", bomb)
     assert build.result == "failure"
     assert words(build) == ("failed", "memory", ["memory"])
-    assert "MiB wait in sockets, where it may use 141 MiB" in build["bomb"].headers
+    assert "memory pile up in sockets" in build["bomb"].headers
+    assert "MiB where it may use 141 MiB" in build["bomb"].headers
 
 
 class Deaf(buildstep.BuildStep):

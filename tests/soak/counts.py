@@ -56,7 +56,8 @@ def _runs(pid: int) -> bool:
 def listing(client: Any, place: str) -> list[str]:
     """What the containers, processes and descriptors that `counts` counts are, a line each."""
     containers = [
-        f"container {each['Names']} {each['State']}, made {time.ctime(each['Created'])}"
+        f"container {each['Id']} {each['Names']} {each['State']}, "
+        f"made {time.ctime(each['Created'])}, {each['Labels']}"
         for each in client.containers(all=True)
     ]
     shims = [" ".join(words) for words in _shims(place).values()]

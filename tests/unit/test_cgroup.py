@@ -100,5 +100,13 @@ def test_sockets_of_nobody_else_are_bounded(tmp_path: Path, line: str, place: st
     assert limit.read_text() == "9223372036854771712\n"
 
 
-def test_a_machine_with_version_2_alone_has_no_such_limit(tmp_path: Path) -> None:
-    assert bound_sockets(ID, 7, 65536, machine(tmp_path, f"0::/docker/{ID}\n", OURS)) is None
+def test_with_version_2_all_memory_of_the_containers_own_cgroup_is_looked_at(
+    tmp_path: Path,
+) -> None:
+    root = machine(tmp_path, f"0::/docker/{ID}\n", OURS)
+    assert bound_sockets(ID, 7, 65536, root) is None
+    (root / f"sys/fs/cgroup/docker/{ID}/memory.current").write_text("8192\n")
+    gauge = bound_sockets(ID, 7, 65536, root)
+    assert gauge is not None
+    assert gauge() == 8192
+    assert bound_sockets("6" * 64, 7, 65536, root) is None

@@ -98,6 +98,12 @@ def test_kernel_without_a_controller_is_named(flag: str, name: str) -> None:
     assert flag in found[name]
 
 
+def test_sockets_that_count_and_that_nobody_looks_at_are_a_warning() -> None:
+    rows = judge(attrs.evolve(GOOD, probed={**PROBED, "sockets": "counted"}))
+    assert [row.name for row in rows if row.status is not Status.OK] == ["sockets"]
+    assert [row.status for row in rows if row.name == "sockets"] == [Status.WARNING]
+
+
 def test_engine_without_seccomp_or_cgroups_is_named() -> None:
     found = bad(attrs.evolve(GOOD, info={**INFO, "SecurityOptions": [], "CgroupDriver": "none"}))
     assert set(found) == {"seccomp", "cgroup"}

@@ -50,7 +50,7 @@ ERRORS: list[tuple[SandboxworkerError, list[str], str]] = [
      ["s1", ENGINE, "90 s", "'attach'"], "engine's own log"),
     (errors.OutOfMemory("s1"), ["s1", "used up the memory", "policy's memory"], ""),
     (errors.SocketsFull("s1", 300 << 20, 256 << 20),
-     ["s1", "300 MiB wait in sockets", "256 MiB", "policy's memory"], ""),
+     ["s1", "300 MiB", "256 MiB", "policy's memory"], ""),
     (errors.SocketsUnbounded(ENGINE), [ENGINE, "cgroup v1"], "sockets='unbounded'"),
 ]  # fmt: skip
 
