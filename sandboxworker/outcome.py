@@ -45,7 +45,7 @@ class Cause(enum.Enum):
     EXIT = "exit"
     #: A signal that ended a command.
     SIGNAL = "signal"
-    #: ``memory``: the kernel killed a process.
+    #: ``memory``: the kernel killed a process, or what waits in sockets went past it.
     MEMORY = "memory"
     #: ``pids``: a process or thread was refused.
     PIDS = "pids"
