@@ -53,20 +53,20 @@ def bound_sockets(
     try:
         told = (root / f"proc/{pid}/cgroup").read_text()
         found = _MEMORY_V1.search(told)
+        path = _group(told) if found is None else found[1]
+        if container not in path:
+            return None
         if found is not None:
-            return _bounded_v1(container, root / _HIERARCHY_V1 / found[1], limit)
-        path = _group(told)
+            return _bounded_v1(root / _HIERARCHY_V1 / path, limit)
         current = root / f"sys/fs/cgroup/{path}/memory.current"
-        if container not in path or not current.is_file():
+        if not current.is_file():
             return None
     except (OSError, ValueError):
         return None
     return lambda: int(current.read_text())
 
 
-def _bounded_v1(container: str, group: Path, limit: int) -> Callable[[], int] | None:
-    if container not in str(group):
-        return None
+def _bounded_v1(group: Path, limit: int) -> Callable[[], int] | None:
     file = group / f"{_SOCKETS_V1}.limit_in_bytes"
     file.write_text(str(limit))
     if int(file.read_text()) > limit:
