@@ -21,7 +21,7 @@ import pytest_twisted
 from conftest import DEBIAN
 from escapes.bombs import BOMBS, LIMITS, Bomb
 from memory_engine import within
-from real_master import pause
+from real_master import pause, until
 from slow import SLOW, withstood_the_kill
 from twisted.internet import task
 
@@ -233,7 +233,7 @@ async def test_a_bomb_stays_in_its_sandbox(site: Site, bomb: Bomb) -> None:
     during, most = await watch(site, pids, memory)
     is_past = isinstance(sandbox.lost, SocketsFull)
     if is_past or (bomb.ends_sandbox and not counts):
-        await within(SECONDS, lost(sandbox))
+        await gone(sandbox)
         done = await within(SECONDS, exploding)
         assert isinstance(sandbox.lost, SocketsFull)
         assert sandbox.state is State.GONE
@@ -243,7 +243,7 @@ async def test_a_bomb_stays_in_its_sandbox(site: Site, bomb: Bomb) -> None:
         await within(SECONDS, sandbox.kill_all())
         done = await within(SECONDS, exploding)
         if withstood_the_kill(sandbox):
-            await within(SECONDS, lost(sandbox))
+            await gone(sandbox)
         else:
             assert site.written(sandbox) < MIB
             assert await ended(pids), f"{living(pids)} outlived the kill; {sandbox} {sandbox.lost}"
@@ -256,10 +256,9 @@ async def test_a_bomb_stays_in_its_sandbox(site: Site, bomb: Bomb) -> None:
     record(bomb, before, during, await site.figures(), most)
 
 
-async def lost(sandbox: Sandbox) -> None:
-    """Until it has been ended, and is gone."""
-    while sandbox.state is not State.GONE:
-        await pause(0.1)
+async def gone(sandbox: Sandbox) -> None:
+    """Until one that has been ended is confirmed gone."""
+    await until(lambda: sandbox.state is State.GONE, "its end", SECONDS)
 
 
 #: 900 sockets that hold 200 KiB each, where the kernel lets them.

@@ -10,6 +10,7 @@ import attrs
 import pytest
 import pytest_twisted
 from memory_engine import IMAGE, Command, MemoryEngine, Recorder, within
+from real_master import until
 from runtime import SandboxPolicy, differs
 from twisted.internet import reactor, task
 
@@ -144,10 +145,7 @@ async def test_what_waits_in_sockets_is_bounded_or_part_of_the_memory(world: Wor
     receiver = Recorder()
     request = ExecRequest(("python3", "-c", DATAGRAMS), "20500:20500")
     await world.engine.exec(container, request, receiver)
-    for _ in range(100):
-        if b"sent" in receiver.output[STDOUT]:
-            break
-        await task.deferLater(reactor, 0.1, lambda: None)
+    await until(lambda: b"sent" in receiver.output[STDOUT], "the datagrams", SECONDS)
     assert before + WAITING <= gauge()
     await world.engine.remove(container)
     assert await world.gone(container)

@@ -24,6 +24,8 @@ from conftest import DEBIAN
 from debian_packages import image_to_install_in
 from documents import ROOT
 
+from sandboxworker.engine.answers import host_facts
+
 COMPOSE = ROOT / "examples" / "deploy" / "compose"
 MINIMAL = ROOT / "examples" / "minimal" / "master.cfg"
 pytestmark = [
@@ -119,6 +121,7 @@ def composed(engine_client: Any, wheels: str, tmp_path_factory: Any) -> Iterator
     override = tmp_path_factory.mktemp("compose") / "override.yaml"
     override.write_text(yaml.safe_dump({"services": {"master": master}}))
     project = Composed(override, socket.stat().st_gid)
+    project("build")
     yield project
     project("down", "--volumes", "--rmi", "local", "--timeout", "60")
 
@@ -128,18 +131,12 @@ def test_the_example_is_understood_as_it_stands() -> None:
     assert told["services"]["master"]["read_only"] is True
 
 
-def counts_sockets(engine_client: Any) -> bool:
-    """Whether the engine's kernel takes what waits in sockets for memory, as with cgroup v2."""
-    return str(engine_client.info().get("CgroupVersion")) == "2"
-
-
 def test_a_master_in_it_has_sandboxes_where_it_need_not_be_root_to_bound_them(
     composed: Composed, engine_client: Any
 ) -> None:
-    composed("build")
     command = f"/opt/sandboxworker/bin/sandboxworker try --image {DEBIAN} -- echo hello"
     told = composed("run", "--rm", "-T", "master", "sh", "-c", f"{command}; echo exit $?")
-    if counts_sockets(engine_client):
+    if host_facts(engine_client.info()).counts_sockets:
         assert "hello" in told
         assert "exit 0" in told
     else:
@@ -150,11 +147,10 @@ def test_a_master_in_it_has_sandboxes_where_it_need_not_be_root_to_bound_them(
 def test_a_master_in_it_builds_in_sandboxes_beside_it(
     composed: Composed, engine_client: Any
 ) -> None:
-    composed("build")
     buildbot = "/opt/sandboxworker/bin/buildbot"
     composed("run", "--rm", "-T", "master", buildbot, "create-master", "/master")
     config = MINIMAL.read_text()
-    if not counts_sockets(engine_client):
+    if not host_facts(engine_client.info()).counts_sockets:
         config = config.replace(f'"{DEBIAN}"', f'"{DEBIAN}", sockets="unbounded"')
     composed("run", "--rm", "-T", "master", "sh", "-c", "cat >/master/master.cfg", stdin=config)
     composed("run", "--rm", "-T", "master", buildbot, "checkconfig", "/master")

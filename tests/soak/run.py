@@ -267,7 +267,8 @@ class Soak:
         """What is left, and what the audit log has of the sandboxes of containers that are."""
         found = await threads.deferToThread(listing, self._client, self._daemon.root.name)
         left = await threads.deferToThread(self._client.containers, all=True)
-        ids = [each["Labels"].get("sandboxworker.sandbox", "?") for each in left]
+        labels = [each["Labels"].get("sandboxworker.sandbox") for each in left]
+        ids = list(filter(None, labels))
         told = (self._master.basedir / FILE).read_text().splitlines()
         return [*found, *(line for line in told if any(each in line for each in ids))]
 
