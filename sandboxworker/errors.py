@@ -197,21 +197,28 @@ class NotConformant(EngineError):
 
 
 class SocketsUnbounded(EngineError):
-    """What waits in a sandbox's sockets is no part of its memory, and cannot be bounded from here.
+    """What waits in a sandbox's sockets cannot be bounded by its memory from here.
 
-    So it is with cgroup v1, where the kernel's limit for it is root's to set, on that host.
+    With cgroup v1 the kernel's limit for it is root's to set, on that host; with v2 somebody has to
+    tell how much it is. ``untold``: why the engine, which could, does not; empty with v1.
     """
 
     actor = Actor.OPERATOR
 
-    def __init__(self, engine: str) -> None:
+    def __init__(self, engine: str, untold: str = "") -> None:
+        cure = (
+            "Let this master have the engine's stats of a container (a proxy before it may refuse "
+            "them), or run the master on the engine's host"
+            if untold
+            else "Boot the host with cgroup v2 (systemd.unified_cgroup_hierarchy=1), or run the "
+            "master as root there"
+        )
         super().__init__(
             f"container engine {engine} does not bound what waits in a sandbox's sockets",
-            details="its host has cgroup v1, and this master is not root on that host",
-            resolution=(
-                "Boot the host with cgroup v2 (systemd.unified_cgroup_hierarchy=1), or run the "
-                "master as root there; sockets='unbounded' in the policy takes it as it is"
-            ),
+            details=f"no figures of its memory: {untold}"
+            if untold
+            else "its host has cgroup v1, and this master is not root on that host",
+            resolution=f"{cure}; sockets='unbounded' in the policy takes it as it is",
         )
 
 

@@ -35,6 +35,7 @@ from sandboxworker.errors import (
     NotDestroyed,
     OutOfMemory,
     SandboxGone,
+    SocketsUnbounded,
     StartTimeout,
 )
 from sandboxworker.limits import Counts
@@ -319,13 +320,20 @@ class Sandbox:
     async def _prove(self, created: Created) -> None:
         """It is as asked in the kernel's eyes too."""
         self._resources.started()
-        is_bounded, gauge = await bound_sockets(self.engine, created.id, self.spec)
-        if gauge is not None:
-            self._sockets.begin(gauge)
-        if not is_bounded:
-            self.record("limit.waived", limit="sockets")
+        await self._bound_sockets(created)
         await prove_kernel(self.engine, created.id, self.spec, self.identity, self.reactor)
         self._phases.over("prove")
+
+    async def _bound_sockets(self, created: Created) -> None:
+        try:
+            gauge = await bound_sockets(self.engine, created.id, self.spec)
+        except SocketsUnbounded:
+            if self.spec.bounds_sockets:
+                raise
+            self.record("limit.waived", limit="sockets")
+            return
+        if gauge is not None:
+            self._sockets.begin(gauge)
 
     def _probe(self, spec: ContainerSpec) -> Sandbox:
         """Another one, in which to try what this one relies on."""

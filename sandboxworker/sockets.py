@@ -13,7 +13,7 @@ from typing import Any
 from twisted.internet.task import LoopingCall
 
 from sandboxworker.engine.interface import Engine, SocketGauge
-from sandboxworker.errors import SandboxGone, SocketsFull, SocketsUnbounded
+from sandboxworker.errors import EngineError, SandboxGone, SocketsFull
 from sandboxworker.kernelview import unseen_by
 from sandboxworker.spec import ContainerSpec
 from sandboxworker.unexpected import unexpected
@@ -24,22 +24,15 @@ LOOK_EVERY = 0.25
 _SLACK = 17 / 16
 
 
-async def bound_sockets(
-    engine: Engine, container: str, spec: ContainerSpec
-) -> tuple[bool, SocketGauge | None]:
-    """Whether what waits is bounded by the spec's memory, and what has to be looked at for that.
+async def bound_sockets(engine: Engine, container: str, spec: ContainerSpec) -> SocketGauge | None:
+    """Bound what waits by the spec's memory; what has to be looked at for that, if anything.
 
-    Raises `SocketsUnbounded` where it is not, unless the spec takes that.
+    Raises `SocketsUnbounded` where it is not bounded.
     """
     if unseen_by(spec.runtime):
         # What waits in a kernel of the runtime's own is that kernel's memory, and so the sandbox's.
-        return True, None
-    try:
-        return True, await engine.bound_sockets(container, spec.memory)
-    except SocketsUnbounded:
-        if spec.bounds_sockets:
-            raise
-        return False, None
+        return None
+    return await engine.bound_sockets(container, spec.memory)
 
 
 class SocketWatch:
@@ -56,9 +49,11 @@ class SocketWatch:
         self._lose = lose
         self._clock = clock
         self._looking: LoopingCall | None = None
+        self._gauge: SocketGauge | None = None
 
     def begin(self, gauge: SocketGauge) -> None:
-        """Look from now on."""
+        """Look from now on; `end` closes the gauge."""
+        self._gauge = gauge
         self._looking = LoopingCall(self._look, gauge)
         self._looking.clock = self._clock
         looking = self._looking.start(LOOK_EVERY, now=False)
@@ -67,18 +62,24 @@ class SocketWatch:
     def end(self) -> None:
         """Look no more; also where it never began."""
         looking, self._looking = self._looking, None
-        if looking is not None:
+        gauge, self._gauge = self._gauge, None
+        if looking is not None and gauge is not None:
             looking.stop()
+            gauge.close()
 
     def _look(self, gauge: SocketGauge) -> None:
         try:
             waiting = gauge()
+        except EngineError as error:
+            reason: Exception = self._untold(error.details or error.brief)
         except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or error
-            reason: Exception = SandboxGone(self._sandbox, f"ended (its sockets: {why})")
+            reason = self._untold(getattr(error, "strerror", None) or error)
         else:
             if waiting <= self._limit * _SLACK:
                 return
             reason = SocketsFull(self._sandbox, waiting, self._limit)
         self.end()
         self._lose(reason)
+
+    def _untold(self, why: object) -> SandboxGone:
+        return SandboxGone(self._sandbox, f"ended (its sockets: {why})")

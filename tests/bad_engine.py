@@ -119,6 +119,11 @@ class BadEngine:
     def url(self) -> str:
         return f"unix://{self.path}"
 
+    @property
+    def connected(self) -> int:
+        """How many connections are open."""
+        return len(self._connections)
+
     def up(self) -> None:
         """Listen."""
         factory = protocol.Factory.forProtocol(lambda: _FromMaster(self))

@@ -18,6 +18,7 @@ from sandboxworker.errors import (
     EngineUnsupported,
     NotConformant,
     SandboxworkerError,
+    SocketsUnbounded,
 )
 from sandboxworker.kernelview import unseen_by
 from sandboxworker.policy import SandboxPolicy
@@ -223,10 +224,14 @@ async def _limits(sandbox: Sandbox, probed: dict[str, str]) -> None:
 
 
 async def _sockets(sandbox: Sandbox) -> str:
-    is_bounded, gauge = await bound_sockets(sandbox.engine, str(sandbox.container), sandbox.spec)
-    if not is_bounded:
-        return "unbounded"
-    return "bounded" if gauge is not None or unseen_by(sandbox.spec.runtime) else "counted"
+    try:
+        gauge = await bound_sockets(sandbox.engine, str(sandbox.container), sandbox.spec)
+    except SocketsUnbounded as error:
+        return f"unbounded {error.details}"
+    if gauge is None:
+        return "bounded 0"
+    gauge.close()
+    return f"bounded {gauge.delay:g}"
 
 
 async def _memory(sandbox: Sandbox, probed: dict[str, str]) -> None:

@@ -69,9 +69,9 @@ class Facts:
 
 Judged = tuple[Status, str]
 _SOCKETS = (
-    "Run the master on the engine's host, outside of a container, with cgroup v2 "
-    "(systemd.unified_cgroup_hierarchy=1) or as root; sockets='unbounded' in a policy takes it as "
-    "it is"
+    "Boot the engine's host with cgroup v2 (systemd.unified_cgroup_hierarchy=1) and let the master "
+    "have the engine's stats of a container, or run it as root on that host; sockets='unbounded' "
+    "in a policy takes it as it is"
 )
 _KERNEL = "Give the kernel that controller (boot options, kernel configuration), then restart it"
 _PROFILE = "Build the kernel with CONFIG_SECCOMP_FILTER and the engine with seccomp"
@@ -255,11 +255,12 @@ def _oom(told: str, _facts: Facts) -> Judged:
 
 
 def _sockets(told: str, _facts: Facts) -> Judged:
-    if told == "bounded":
-        return Status.OK, "bounded"
-    if told == "counted":
-        return Status.WARNING, "part of the memory, past which Linux lets some; nobody looks"
-    return Status.FAILS, "nothing but the kernel's limits for all sockets of the host bounds it"
+    how, _, what = told.partition(" ")
+    if how != "bounded":
+        return Status.FAILS, f"nothing but the limits for all sockets of the host bounds it: {what}"
+    if float(what):
+        return Status.OK, f"bounded, by figures that the engine tells every {what} s"
+    return Status.OK, "bounded"
 
 
 _BY_PROBE: dict[str, Callable[[str, Facts], Judged]] = {

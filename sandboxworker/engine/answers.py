@@ -70,6 +70,12 @@ def usage_of(stats: Mapping[str, Any]) -> Usage:
     )
 
 
+def memory_of(stats: Mapping[str, Any]) -> int | None:
+    """Bytes that a container has now, by a stats answer; None where it tells none."""
+    used = (stats.get("memory_stats") or {}).get("usage")
+    return None if used is None else int(used)
+
+
 def listed(entry: Mapping[str, Any]) -> Listed:
     """One entry of a list of containers."""
     names = entry.get("Names") or [""]

@@ -16,13 +16,28 @@ It is read outside of the container: no program of the image has a say in it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
+
+import attrs
 
 _V2 = "0::"
 _MEMORY_V1 = re.compile(r"^\d+:(?:[^:\n]*,)?memory(?:,[^:\n]*)?:/(.*)$", re.MULTILINE)
 _HIERARCHY_V1 = "sys/fs/cgroup/memory"
 _SOCKETS_V1 = "memory.kmem.tcp"
+
+
+@attrs.frozen
+class FileGauge:
+    """An `interface.SocketGauge` that reads one of the kernel's files."""
+
+    file: Path
+    delay: float = 0.0
+
+    def __call__(self) -> int:
+        return int(self.file.read_text())
+
+    def close(self) -> None:
+        """Nothing is open between two looks."""
 
 
 def memory_peak(container: str, pid: int, root: Path = Path("/")) -> int | None:
@@ -41,12 +56,10 @@ def memory_peak(container: str, pid: int, root: Path = Path("/")) -> int | None:
         return None
 
 
-def bound_sockets(
-    container: str, pid: int, limit: int, root: Path = Path("/")
-) -> Callable[[], int] | None:
+def bound_sockets(container: str, pid: int, limit: int, root: Path = Path("/")) -> FileGauge | None:
     """Bound what waits in a container's sockets from now on, by ``limit`` bytes.
 
-    What tells how many bytes count, as an `interface.SocketGauge`; None where nobody here can.
+    What tells how many bytes count; None where nobody here can.
     See `memory_peak` for the arguments.
     With cgroup v1 it takes root's rights on this machine, and is for sockets that are made later.
     """
@@ -63,15 +76,15 @@ def bound_sockets(
             return None
     except (OSError, ValueError):
         return None
-    return lambda: int(current.read_text())
+    return FileGauge(current)
 
 
-def _bounded_v1(group: Path, limit: int) -> Callable[[], int] | None:
+def _bounded_v1(group: Path, limit: int) -> FileGauge | None:
     file = group / f"{_SOCKETS_V1}.limit_in_bytes"
     file.write_text(str(limit))
     if int(file.read_text()) > limit:
         return None
-    return lambda: int((group / f"{_SOCKETS_V1}.usage_in_bytes").read_text())
+    return FileGauge(group / f"{_SOCKETS_V1}.usage_in_bytes")
 
 
 def _group(cgroups: str) -> str:

@@ -47,6 +47,7 @@ from sandboxworker.engine.loopdisk import make as make_disk
 from sandboxworker.engine.proven import Proven
 from sandboxworker.engine.relay import SshRelay
 from sandboxworker.engine.sdk import root_cause, sdk_client
+from sandboxworker.engine.stats import FIRST_DEADLINE, StatsGauge
 from sandboxworker.engine.stream import EngineStream, upgrade_request
 from sandboxworker.engine.uids import UidRange
 from sandboxworker.errors import (
@@ -73,6 +74,8 @@ CALL_DEADLINE = 30
 CONNECT_DEADLINE = 10.0
 #: How an engine, or what stands before it, says that it will never do that.
 _NOT_ALLOWED = (403, 405, 501)
+#: What an engine has been seen to do, for `Proven`.
+_TELLS = "tells what a container uses"
 
 
 class DockerEngine:
@@ -196,18 +199,48 @@ class DockerEngine:
     async def start(self, container: str) -> None:
         await self._call("start container", lambda sdk: sdk.start(container))
 
-    async def bound_sockets(self, container: str, limit: int) -> SocketGauge | None:
+    async def bound_sockets(self, container: str, limit: int) -> SocketGauge:
         counts = (await self.host()).counts_sockets
-        if counts and not self.address.is_unix:
-            return None
-        gauge: SocketGauge | None = await self._call(
-            "inspect container", lambda sdk: bound_sockets(container, _pid(sdk, container), limit)
-        )
-        if gauge is not None or counts:
-            return gauge
+        if self.address.is_unix or not counts:
+            gauge: SocketGauge | None = await self._call(
+                "inspect container",
+                lambda sdk: bound_sockets(container, _pid(sdk, container), limit),
+            )
+            if gauge is not None:
+                return gauge
+        if counts:
+            return await self._stats(container)
+        await self._require_running(container)
+        raise SocketsUnbounded(self.name)
+
+    async def _stats(self, container: str) -> StatsGauge:
+        path = f"/v{await self._api_version()}/containers/{container}/stats?stream=1"
+        gauge = StatsGauge(self.name, self._reactor)
+        gauge.open(self._endpoint(), path)
+        try:
+            if not self.proven.holds(_TELLS):
+                await self._first_figure(gauge, container)
+        except BaseException:
+            gauge.close()
+            raise
+        return gauge
+
+    async def _first_figure(self, gauge: StatsGauge, container: str) -> None:
+        """It is waited for once, to see that this engine tells any."""
+        try:
+            await gauge.told().addTimeout(FIRST_DEADLINE, self._reactor)
+        except defer.TimeoutError:
+            await self._require_running(container)
+            raise SocketsUnbounded(self.name, f"none within {FIRST_DEADLINE:g} s") from None
+        except EngineRefused as error:
+            if error.status in _NOT_ALLOWED:
+                raise SocketsUnbounded(self.name, str(error)) from None
+            raise
+        self.proven.note(_TELLS)
+
+    async def _require_running(self, container: str) -> None:
         if not await self._call("inspect container", lambda sdk: _pid(sdk, container)):
             raise EngineRefused(self.name, "bound sockets", 409, "the container has ended")
-        raise SocketsUnbounded(self.name)
 
     async def exec_status(self, exec_id: str) -> int | None:
         found = await self._call("inspect exec", lambda sdk: sdk.exec_inspect(exec_id))

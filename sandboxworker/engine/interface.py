@@ -92,12 +92,18 @@ class Entry:
 
 class SocketGauge(Protocol):
     """Tells how many bytes wait in a container's sockets, with all its memory where the kernel
-    counts them as one; reads a file of the kernel's.
+    counts them as one."""
 
-    Raises `OSError` or `ValueError` where that cannot be read, as when the container is gone.
-    """
+    @property
+    def delay(self) -> float:
+        """Seconds by which what it tells may be late."""
 
-    def __call__(self) -> int: ...
+    def __call__(self) -> int:
+        """Raises `EngineError`, `OSError` or `ValueError` where nobody can tell, as when the
+        container is gone."""
+
+    def close(self) -> None:
+        """It is not asked any more."""
 
 
 class HostDisk(Protocol):
@@ -196,12 +202,12 @@ class Engine(Protocol):
     async def start(self, container: str) -> None:
         """Start a created container."""
 
-    async def bound_sockets(self, container: str, limit: int) -> SocketGauge | None:
+    async def bound_sockets(self, container: str, limit: int) -> SocketGauge:
         """Bound what waits in a running container's sockets by so many bytes.
 
-        What tells how much it is, since the kernel lets some of it pass; None where it counts as
-        the container's memory and cannot be read from here.
-        Raises `SocketsUnbounded` where it does not count, and this process cannot bound it.
+        What tells how much it is, since the kernel lets some of it pass; who asked closes it.
+        Raises `SocketsUnbounded` where it does not count as the container's memory and this process
+        cannot bound it, or nobody tells how much it is.
         """
 
     async def exec(

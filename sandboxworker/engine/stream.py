@@ -35,6 +35,15 @@ def upgrade_request(path: str, host: str, body: dict[str, Any] | None) -> bytes:
     return head.encode() + content
 
 
+def engines_words(body: bytes) -> str:
+    """Why an engine refused, by its answer: ``{"message": "…"}``, perhaps chunked."""
+    start, end = body.find(b"{"), body.rfind(b"}")
+    try:
+        return str(json.loads(body[start : end + 1])["message"])
+    except (ValueError, KeyError, TypeError):
+        return body[:200].decode(errors="replace").strip() or "no reason given"
+
+
 class EngineStream(protocol.Protocol):
     """One hijacked connection: first the answer's head, then frames (or raw bytes on a terminal).
 
@@ -87,7 +96,7 @@ class EngineStream(protocol.Protocol):
         """Before the stream was open: with a refusal that ended by the hang-up, or with nothing."""
         head, end, rest = bytes(self._buffer).partition(_HEAD_END)
         if end and self._status(head):
-            self._refuse(self._status(head), self._message(rest))
+            self._refuse(self._status(head), engines_words(rest))
         else:
             self._fail(EngineUnreachable(self._engine, f"it hung up during {self._call!r}"))
 
@@ -98,7 +107,7 @@ class EngineStream(protocol.Protocol):
         status = self._status(head)
         if status not in (101, 200):
             if self._is_whole(head, rest):
-                self._refuse(status, self._message(rest))
+                self._refuse(status, engines_words(rest))
             return
         self._buffer.clear()
         self._is_open = True
@@ -117,15 +126,6 @@ class EngineStream(protocol.Protocol):
         """Whether the whole of a refusal has arrived, and with it the reason."""
         length = re.search(rb"\r\ncontent-length: *(\d+)", head, re.IGNORECASE)
         return len(body) >= int(length[1]) if length else body.endswith(b"0\r\n\r\n")
-
-    @staticmethod
-    def _message(body: bytes) -> str:
-        """The engine's own words: ``{"message": "…"}``, perhaps chunked."""
-        start, end = body.find(b"{"), body.rfind(b"}")
-        try:
-            return str(json.loads(body[start : end + 1])["message"])
-        except (ValueError, KeyError, TypeError):
-            return body[:200].decode(errors="replace").strip() or "no reason given"
 
     def _refuse(self, status: int, message: str) -> None:
         self._fail(EngineRefused(self._engine, self._call, status, message))

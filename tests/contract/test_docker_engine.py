@@ -130,8 +130,6 @@ async def test_sockets_that_this_process_cannot_bound_are_said_so(
     monkeypatch.setattr(engine, "_host", attrs.evolve(await engine.host(), counts_sockets=False))
     with pytest.raises(SocketsUnbounded, match=re.escape(engine.name)):
         await within(SECONDS, engine.bound_sockets(container, 1 << 20))
-    monkeypatch.setattr(engine, "_host", attrs.evolve(await engine.host(), counts_sockets=True))
-    assert await within(SECONDS, engine.bound_sockets(container, 1 << 20)) is None
 
 
 # ---- an engine that is not well ----------------------------------------------------------------

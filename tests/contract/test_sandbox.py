@@ -194,12 +194,18 @@ class Gauge:
     waiting: int = 0
     error: Exception | None = None
     looks: int = 0
+    delay: float = 0.0
+    is_closed: bool = False
 
     def __call__(self) -> int:
         self.looks += 1
         if self.error is not None:
             raise self.error
         return self.waiting
+
+    def close(self) -> None:
+        assert not self.is_closed
+        self.is_closed = True
 
 
 def looked_at(world: World, gauge: Gauge) -> tuple[Sandbox, list[Exception]]:
@@ -221,6 +227,7 @@ def test_more_in_sockets_than_it_may_use_ends_a_sandbox_by_its_builds_doing(worl
     world.pump(2 * LOOK_EVERY)
     (reason,) = told
     assert isinstance(reason, SocketsFull)
+    assert gauge.is_closed
     assert (reason.waiting, reason.limit) == (2 * sandbox.spec.memory, sandbox.spec.memory)
     assert sandbox.state is State.GONE
     assert world.result(sandbox.post_mortem(reason), 1) is reason
@@ -228,7 +235,12 @@ def test_more_in_sockets_than_it_may_use_ends_a_sandbox_by_its_builds_doing(worl
 
 @pytest.mark.parametrize(
     ("error", "said"),
-    [(OSError(19, "No such device"), "No such device"), (ValueError("no number"), "no number")],
+    [
+        (OSError(19, "No such device"), "No such device"),
+        (ValueError("no number"), "no number"),
+        (EngineUnreachable("engine", "it told nothing"), "it told nothing"),
+    ],
+    ids=["file", "number", "engine"],
 )
 def test_sockets_that_cannot_be_looked_at_end_a_sandbox_by_nobodys_doing(
     world: World, error: Exception, said: str
@@ -241,6 +253,7 @@ def test_sockets_that_cannot_be_looked_at_end_a_sandbox_by_nobodys_doing(
     assert type(reason) is SandboxGone
     assert f"(its sockets: {said})" in str(reason)
     assert sandbox.state is State.GONE
+    assert gauge.is_closed
 
 
 def test_nobody_looks_at_the_sockets_of_a_sandbox_that_is_over(world: World) -> None:
@@ -250,6 +263,7 @@ def test_nobody_looks_at_the_sockets_of_a_sandbox_that_is_over(world: World) -> 
     assert 3 <= gauge.looks <= 5
     world.result(sandbox.destroy(), 1)
     looks = gauge.looks
+    assert gauge.is_closed
     world.pump(10 * LOOK_EVERY)
     assert gauge.looks == looks
     assert not told

@@ -26,6 +26,7 @@ from sandboxworker import sandbox_pool
 from sandboxworker.engine import health
 from sandboxworker.engine.address import EngineAddress, resolve
 from sandboxworker.engine.docker import DockerEngine
+from sandboxworker.engine.stats import TOLD_EVERY
 from sandboxworker.errors import EngineError, EngineUnreachable
 from sandboxworker.process import run
 from sandboxworker.sandbox import Sandbox
@@ -223,6 +224,37 @@ async def test_over_ssh_a_sandbox_lives_works_and_dies(ssh: Ssh, owner: Any) -> 
     finally:
         await within(SECONDS, far.close())
     assert _ssh_processes() == []
+
+
+@pytest.mark.parametrize("way", ["tls", "ssh"])
+@pytest_twisted.ensureDeferred
+async def test_engine_elsewhere_tells_what_a_container_uses(
+    request: pytest.FixtureRequest, owner: Any, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Where its kernel counts what waits in sockets as memory; here it is said to."""
+    if way == "tls":
+        address = request.getfixturevalue("second").address
+    else:
+        request.getfixturevalue("ssh")
+        address = resolve("ssh://far-engine", {})
+    far = DockerEngine(address, reactor)
+    try:
+        host = attrs.evolve(await within(SECONDS, far.host()), counts_sockets=True)
+        monkeypatch.setattr(far, "_host", host)
+        spec = build_spec(POLICY, await within(SECONDS, far.image(BUSYBOX)), load("build"))
+        sandbox = Sandbox(far, far.uids, spec, owner, reactor)
+        try:
+            await within(SECONDS, sandbox.start())
+            gauge = await within(SECONDS, far.bound_sockets(str(sandbox.container), spec.memory))
+            assert gauge.delay == TOLD_EVERY
+            await until(lambda: gauge() > 0, "a figure")
+            gauge.close()
+            await within(SECONDS, run(sandbox, ["sleep", "3"]))
+            assert sandbox.is_ready
+        finally:
+            await within(SECONDS, sandbox.destroy())
+    finally:
+        await within(SECONDS, far.close())
 
 
 @pytest_twisted.ensureDeferred

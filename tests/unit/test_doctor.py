@@ -19,7 +19,7 @@ INFO = {
 }  # fmt: skip
 PROBED = {
     "sandbox": "ready", "memory": "killed", "swap": "same", "oom": "true",
-    "sockets": "bounded", "pids": "60/64", "cpu": "0.50/0.70",
+    "sockets": "bounded 0", "pids": "60/64", "cpu": "0.50/0.70",
     "nofile": "256/256", "disk": "2048/2048", "inodes": "199/200",
     "shm": "1024/1024", "seccomp": "2", "no_new_privs": "1", "capabilities": "0", "uid": "20001",
     "namespaces": "refused", "root": "refused", "network": "lo", "space": "99999999",
@@ -61,7 +61,7 @@ def test_each_row_says_what_it_means_and_how_to_mend_it() -> None:
     [
         ("memory", "it had 300 MiB", "300 MiB"),
         ("swap", "swap may be used", "swap"),
-        ("sockets", "unbounded", "nothing but the kernel's limits for all sockets"),
+        ("sockets", "unbounded by cgroup v1", "all sockets of the host bounds it: by cgroup v1"),
         ("pids", "192/64", "192 processes"),
         ("cpu", "3.90/0.70", "3.90"),
         ("nofile", "1048576/256", "1048576"),
@@ -98,10 +98,11 @@ def test_kernel_without_a_controller_is_named(flag: str, name: str) -> None:
     assert flag in found[name]
 
 
-def test_sockets_that_count_and_that_nobody_looks_at_are_a_warning() -> None:
-    rows = judge(attrs.evolve(GOOD, probed={**PROBED, "sockets": "counted"}))
-    assert [row.name for row in rows if row.status is not Status.OK] == ["sockets"]
-    assert [row.status for row in rows if row.name == "sockets"] == [Status.WARNING]
+def test_sockets_that_only_the_engine_tells_of_are_bounded_and_the_row_says_how_late() -> None:
+    rows = judge(attrs.evolve(GOOD, probed={**PROBED, "sockets": "bounded 1"}))
+    (row,) = [row for row in rows if row.name == "sockets"]
+    assert row.status is Status.OK
+    assert "every 1 s" in row.found
 
 
 def test_engine_without_seccomp_or_cgroups_is_named() -> None:

@@ -52,6 +52,7 @@ ERRORS: list[tuple[SandboxworkerError, list[str], str]] = [
     (errors.SocketsFull("s1", 300 << 20, 256 << 20),
      ["s1", "300 MiB", "256 MiB", "policy's memory"], ""),
     (errors.SocketsUnbounded(ENGINE), [ENGINE, "cgroup v1"], "sockets='unbounded'"),
+    (errors.SocketsUnbounded(ENGINE, "refused it (403)"), [ENGINE, "refused it (403)"], "stats"),
 ]  # fmt: skip
 
 

@@ -26,10 +26,13 @@ from .disks import Failed, say
 IMAGES = ("sandboxworker/debian:bookworm", "sandboxworker/busybox:latest")
 #: What the machine is there for, and what else can be told of a kernel or an engine.
 EVERYTHING = ("tests/containment", "tests/contract", "tests/integration/test_sandbox_inside.py")
+_BOMBS = "tests/containment/test_bombs.py"
 SHORT = (
     "tests/containment/test_debian_kernel.py",
     "tests/containment/test_seccomp_probe.py",
     "tests/contract/test_engine_contract.py::test_running_container_has_used_something",
+    "tests/contract/test_stats.py::test_engine_tells_all_memory_of_a_container_each_second",
+    f"{_BOMBS}::test_datagrams_are_bounded_where_only_the_engine_tells_of_them",
 )
 #: Of the variables that switch tests on.
 _SWITCHES = "SANDBOXWORKER_TEST_"
