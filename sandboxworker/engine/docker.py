@@ -301,7 +301,13 @@ class DockerEngine:
         found = await self._call(
             "list containers", lambda sdk: sdk.containers(all=True, filters=filters)
         )
-        return [listed(entry) for entry in found]
+        # Docker Engine 20.10 that was killed during a removal may go on to list the container, dead
+        # and without a name, and know nothing of it when asked.
+        return [
+            each
+            for each in map(listed, found)
+            if each.name or await self.inspect(each.id) is not None
+        ]
 
     # streams
 

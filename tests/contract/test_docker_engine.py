@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import re
 import socket
 import ssl
@@ -16,6 +17,7 @@ from typing import Any
 import attrs
 import pytest
 import pytest_twisted
+from bad_engine import LIST, behind_a_proxy, half_json
 from certificates import Authority
 from memory_engine import Recorder, within
 from real_master import until
@@ -533,3 +535,24 @@ async def test_threads_that_nothing_is_asked_of_end(
         assert reactor.seconds() < give_up  # type: ignore[attr-defined]
         await task.deferLater(reactor, 0.05, lambda: None)  # type: ignore[arg-type]
     assert await engine.list({"no": "such"}) == []
+
+
+# ---- what it lists -------------------------------------------------------------------------------
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_an_engine_lists_without_a_name_counts_where_it_knows_it(
+    make_sandbox: Any,
+) -> None:
+    """As Docker Engine 20.10 may after it was killed during a removal."""
+    sandbox = await make_sandbox()
+    entries = [
+        {"Id": name, "Names": None, "State": "dead", "Labels": {}}
+        for name in (sandbox.container, "5" * 64)
+    ]
+    async with behind_a_proxy(resolve(None).socket_path) as proxy:
+        engine = DockerEngine(EngineAddress(proxy.url), reactor)
+        proxy.strike(LIST, answer=half_json(json.dumps(entries)))
+        (found,) = await within(SECONDS, engine.list({}))
+        await within(SECONDS, engine.close())
+    assert (found.id, found.state) == (sandbox.container, "dead")

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import docker.errors
+
 MIB = 1024 * 1024
 _NOT_A_CONTAINERS = {"dockerd", "containerd"}
 
@@ -19,7 +21,7 @@ def counts(client: Any, place: str) -> Mapping[str, int]:
     lost = forgotten(client, place)
     mounts = [line for line in _lines("/proc/self/mountinfo") if place in line]
     return {
-        "containers": len(client.containers(all=True)),
+        "containers": len(containers(client)),
         "volumes": len(client.volumes()["Volumes"] or ()),
         # A forgotten container keeps its root file system mounted, as a rule.
         "mounts": len(mounts) - len(lost),
@@ -30,6 +32,19 @@ def counts(client: Any, place: str) -> Mapping[str, int]:
     }
 
 
+def containers(client: Any) -> list[Mapping[str, Any]]:
+    """Those that there are: a killed daemon may list what it removed, dead and without a name."""
+    return [each for each in client.containers(all=True) if each["Names"] or _exists(client, each)]
+
+
+def _exists(client: Any, entry: Mapping[str, Any]) -> bool:
+    try:
+        client.inspect_container(entry["Id"])
+    except docker.errors.NotFound:
+        return False
+    return True
+
+
 def forgotten(client: Any, place: str) -> set[int]:
     """The shims that a killed daemon does not know any more.
 
@@ -37,7 +52,7 @@ def forgotten(client: Any, place: str) -> set[int]:
     that shim, whoever asked for the container. The engine does not list it, and what is in it has
     ended or has not begun; a shim that is younger than the daemon is none of these.
     """
-    known = {each["Id"] for each in client.containers(all=True)}
+    known = {each["Id"] for each in containers(client)}
     daemons = [pid for pid, words in _commands().items() if _is_daemon(words, place)]
     since = min(map(_began, daemons), default=0)
     return {
@@ -55,14 +70,14 @@ def _runs(pid: int) -> bool:
 
 def listing(client: Any, place: str) -> list[str]:
     """What the containers, processes and descriptors that `counts` counts are, a line each."""
-    containers = [
+    left = [
         f"container {each['Id']} {each['Names']} {each['State']}, "
         f"made {time.ctime(each['Created'])}, {each['Labels']}"
-        for each in client.containers(all=True)
+        for each in containers(client)
     ]
     shims = [" ".join(words) for words in _shims(place).values()]
     ours = [_read(Path(f"/proc/{pid}/cmdline")) for pid in _descendants(os.getpid())]
-    told = [*containers, *shims, *(words.replace("\0", " ") for words in ours)]
+    told = [*left, *shims, *(words.replace("\0", " ") for words in ours)]
     return [*told, *(f"{count} descriptors of {what}" for what, count in _descriptors().items())]
 
 

@@ -26,7 +26,7 @@ from sandboxworker.auditfile import FILE, reading
 from sandboxworker.engine.docker import MAX_THREADS
 from sandboxworker.housekeeping import SWEEP_SECONDS
 from sandboxworker.sandbox import LIVING
-from soak.counts import MIB, counts, forgotten, listing, memory
+from soak.counts import MIB, containers, counts, forgotten, listing, memory
 from soak.harm import EngineHarm, kill_victim, now, remove_sandbox
 from soak.kinds import KINDS, POLICIES, VICTIM, Deed, Kind
 from soak.report import Report
@@ -266,7 +266,7 @@ class Soak:
     async def _listing(self) -> list[str]:
         """What is left, and what the audit log has of the sandboxes of containers that are."""
         found = await threads.deferToThread(listing, self._client, self._daemon.root.name)
-        left = await threads.deferToThread(self._client.containers, all=True)
+        left = await threads.deferToThread(containers, self._client)
         labels = [each["Labels"].get("sandboxworker.sandbox") for each in left]
         ids = list(filter(None, labels))
         told = (self._master.basedir / FILE).read_text().splitlines()
