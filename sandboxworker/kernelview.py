@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 
 from sandboxworker.conformance import Deviation
-from sandboxworker.spec import DISK_TYPE, ETC_FILES, ContainerSpec, Identity
+from sandboxworker.spec import DISK_TYPE, ETC_FILES, OOM_SCORE_ADJ, ContainerSpec, Identity
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 #: Numbers of the namespaces that a machine starts with (Linux, ``include/linux/proc_ns.h``).
@@ -22,11 +22,21 @@ _FIRST = {"ipc": 0xEFFFFFFF, "uts": 0xEFFFFFFE, "pid": 0xEFFFFFFC, "cgroup": 0xE
 _OWN = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
 
 _STATUS, _KEEPER = "/proc/self/status", "/proc/1/status"
+_OOM, _KEEPERS_OOM = "/proc/self/oom_score_adj", "/proc/1/oom_score_adj"
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _APPARMOR = "/proc/self/attr/current"
 _CGROUP = "/sys/fs/cgroup"
 _FILES = (
-    *(_STATUS, _KEEPER, "/proc/self/mountinfo", "/proc/self/limits", _BOOT_ID, _APPARMOR),
+    *(
+        _STATUS,
+        _KEEPER,
+        _OOM,
+        _KEEPERS_OOM,
+        "/proc/self/mountinfo",
+        "/proc/self/limits",
+        _BOOT_ID,
+        _APPARMOR,
+    ),
     *("/proc/net/dev", "/proc/net/if_inet6"),
     *(f"/etc/{name}" for name in ETC_FILES),
     *(f"{_CGROUP}/{name}" for name in ("memory.max", "memory.swap.max", "pids.max", "cpu.max")),
@@ -46,7 +56,7 @@ LOOKED_AT = (*_FILES, *(f"/proc/self/ns/{name}" for name in NAMESPACES))
 #: (docs/threat-model.md, "gVisor").
 _GVISOR = frozenset(
     {"ambient", "cgroup", "disk", "inodes", "limits", "lsm", "namespaces", "options"}
-    | {"processors", "seccomp"}
+    | {"oom", "processors", "seccomp"}
 )
 _RUNTIMES = (("runsc", _GVISOR), ("gvisor", _GVISOR))
 
@@ -311,6 +321,14 @@ def _cpus(view: View) -> float | None:
     return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() else None
 
 
+def _oom(view: View, expected: Expected) -> Iterable[Deviation]:
+    """A build and its keeper are killed before what their host lives on."""
+    for who, file in (("build", _OOM), ("keeper", _KEEPERS_OOM)):
+        seen = view.files.get(file, "").strip()
+        is_so = seen.isdecimal() and int(seen) >= OOM_SCORE_ADJ
+        yield from _unless(is_so, f"{who}'s OomScoreAdj", OOM_SCORE_ADJ, seen)
+
+
 def _processors(view: View, expected: Expected) -> Iterable[Deviation]:
     asked = expected.identity.cpuset
     seen = view.status(_STATUS).get("Cpus_allowed_list", "")
@@ -386,6 +404,7 @@ CHECKS: Mapping[str, Callable[[View, Expected], Iterable[Deviation]]] = {
     "sizes": _sizes,
     "inodes": _inodes,
     "cgroup": _cgroup,
+    "oom": _oom,
     "processors": _processors,
     "namespaces": _namespaces,
     "limits": _limits,

@@ -28,6 +28,8 @@ UID_RANGE = range(20000, 20512)
 SECRETS_PATH = "/run/secrets"
 DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 HOSTNAME = "sandbox"
+#: So that a host short of memory ends a sandbox before its services (``proc(5)``: -1000 to 1000).
+OOM_SCORE_ADJ = 500
 
 #: How a `Disk` is made and mounted. Its inode tables are zero from the start, as the file below is
 #: new: no thread of the kernel's needs to write them.
@@ -445,7 +447,7 @@ def _limits(spec: ContainerSpec) -> dict[str, Any]:
         "Memory": spec.memory,
         "MemorySwap": spec.memory,
         "OomKillDisable": False,
-        "OomScoreAdj": 500,
+        "OomScoreAdj": OOM_SCORE_ADJ,
         "NanoCpus": round(spec.cpus * 1_000_000_000),
         "PidsLimit": spec.pids,
         "ShmSize": spec.shm,

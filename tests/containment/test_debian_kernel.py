@@ -11,6 +11,7 @@ import pytest
 import pytest_twisted
 from memory_engine import within
 
+from sandboxworker.errors import NotConformant
 from sandboxworker.process import Completed, run
 
 pytestmark = pytest.mark.skipif(
@@ -43,9 +44,8 @@ async def test_build_is_confined_by_the_engines_apparmor_profile(make_sandbox: A
 
 
 @pytest_twisted.ensureDeferred
-@pytest.mark.parametrize("runtime", [None, "crun"], ids=["runc", "crun"])
-async def test_kernel_has_the_limits_of_the_policy(make_sandbox: Any, runtime: str | None) -> None:
-    sandbox = await make_sandbox(**SMALL, pids=50, cpus=0.5, runtime=runtime)
+async def test_kernel_has_the_limits_of_the_policy(make_sandbox: Any) -> None:
+    sandbox = await make_sandbox(**SMALL, pids=50, cpus=0.5)
     files = ("memory.max", "memory.swap.max", "pids.max", "cpu.max")
     told = await ran(sandbox, f"cd /sys/fs/cgroup; cat {' '.join(files)}")
     memory, swap, pids, cpu = told.stdout.decode().splitlines()
@@ -58,6 +58,20 @@ async def test_kernel_has_the_limits_of_the_policy(make_sandbox: Any, runtime: s
         *(b"NoNewPrivs:", b"1"),
         *(b"Seccomp:", b"2"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("backing", "left_out"),
+    [("tmpfs", ["build's OomScoreAdj"]), ("disk", ["options of /build", "build's OomScoreAdj"])],
+)
+@pytest_twisted.ensureDeferred
+async def test_crun_is_refused_by_name_of_what_it_leaves_out_and_of_nothing_else(
+    make_sandbox: Any, backing: str, left_out: list[str]
+) -> None:
+    with pytest.raises(NotConformant) as refused:
+        await make_sandbox(**SMALL, runtime="crun", disk_backing=backing)
+    told = [each.partition(" (as the kernel sees it)")[0] for each in refused.value.deviations]
+    assert told == left_out
 
 
 @pytest_twisted.ensureDeferred

@@ -99,6 +99,8 @@ def faithful(spec: ContainerSpec = SPEC, *, version: int = 2) -> dict[str, str]:
     return {
         "/proc/self/status": status(IDENTITY.uid),
         "/proc/1/status": status(KEEPER_UID),
+        "/proc/self/oom_score_adj": "500",
+        "/proc/1/oom_score_adj": "500",
         "/proc/self/mountinfo": mountinfo(spec),
         "/proc/self/limits": limits(spec),
         "/proc/sys/kernel/random/boot_id": "boot",
@@ -151,6 +153,8 @@ WEAKER = [
     ("/proc/self/status", "NoNewPrivs:\t1", "NoNewPrivs:\t0", "build's NoNewPrivs"),
     ("/proc/self/status", "Seccomp:\t2", "Seccomp:\t0", "build's Seccomp"),
     ("/proc/1/status", "Seccomp:\t2", "Seccomp:\t0", "keeper's Seccomp"),
+    ("/proc/self/oom_score_adj", "500", "1", "build's OomScoreAdj"),
+    ("/proc/1/oom_score_adj", "500", "", "keeper's OomScoreAdj"),
     ("/proc/self/status", "0,2-3", "0-7", "processors"),
     ("/proc/self/mountinfo", "/ / ro", "/ / rw", "/ "),
     ("/proc/self/mountinfo", "/build rw,nosuid", "/build rw", "/build"),

@@ -74,7 +74,6 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="kvm: by the processor; tcg: emulated; auto: kvm where it works, else tcg",
     )
-    parser.add_argument("--runtime", choices=("runc", "crun"), help="of the sandboxes")
     parser.add_argument("--image", action="append", default=[], help="one more image to take along")
     parser.add_argument("--make-only", action="store_true", help="make the disks and run nothing")
     parser.add_argument("tests", nargs="*", help="pytest's arguments; options of it behind --")
@@ -100,17 +99,16 @@ def _run(wanted: argparse.Namespace) -> int:
     if wanted.make_only:
         return 0
     selected = wanted.tests or (SHORT if wanted.short else EVERYTHING)
-    task = tasks.tests(selected, _environ(accel, wanted.runtime))
+    task = tasks.tests(selected, _environ(accel))
     minutes = wanted.minutes or (10 if wanted.short else 180)
     say(f"starting the machine: pytest {shlex.join(selected)} (at most {minutes:g} min)")
     return _tell(*_boot(system, data, task, minutes * 60, accel, with_project=True))
 
 
-def _environ(accel: Acceleration, runtime: str | None) -> dict[str, object]:
+def _environ(accel: Acceleration) -> dict[str, object]:
     """What the tests in there are told by variables: also what those here would be told."""
     here = {name: text for name, text in os.environ.items() if name.startswith(_SWITCHES)}
-    environ = {**here, "SANDBOXWORKER_SLOW": accel.slow, "SANDBOXWORKER_VM": 1}
-    return {**environ, "SANDBOXWORKER_RUNTIME": runtime} if runtime else environ
+    return {**here, "SANDBOXWORKER_SLOW": accel.slow, "SANDBOXWORKER_VM": 1}
 
 
 def _acceleration(wanted: str, system: Path) -> Acceleration:
