@@ -206,18 +206,21 @@ class SocketsUnbounded(EngineError):
     actor = Actor.OPERATOR
 
     def __init__(self, engine: str, untold: str = "") -> None:
-        cure = (
-            "Let this master have the engine's stats of a container (a proxy before it may refuse "
-            "them), or run the master on the engine's host"
-            if untold
-            else "Boot the host with cgroup v2 (systemd.unified_cgroup_hierarchy=1), or run the "
-            "master as root there"
-        )
+        if untold:
+            why = f"no figures of its memory: {untold}"
+            cure = (
+                "Let this master have the engine's stats of a container (a proxy before it may "
+                "refuse them), or run it on the engine's host"
+            )
+        else:
+            why = "its host has cgroup v1, and this master is not root on that host"
+            cure = (
+                "Boot the host with cgroup v2 (systemd.unified_cgroup_hierarchy=1), or run the "
+                "master as root there"
+            )
         super().__init__(
             f"container engine {engine} does not bound what waits in a sandbox's sockets",
-            details=f"no figures of its memory: {untold}"
-            if untold
-            else "its host has cgroup v1, and this master is not root on that host",
+            details=why,
             resolution=f"{cure}; sockets='unbounded' in the policy takes it as it is",
         )
 

@@ -13,7 +13,15 @@ from typing import Any
 import attrs
 
 from sandboxworker.conformance import Deviation
-from sandboxworker.spec import DISK_TYPE, ETC_FILES, OOM_SCORE_ADJ, ContainerSpec, Identity
+from sandboxworker.spec import (
+    DISK_TYPE,
+    ETC_FILES,
+    MASKED_PATHS,
+    OOM_SCORE_ADJ,
+    SYSCTLS,
+    ContainerSpec,
+    Identity,
+)
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 #: Numbers of the namespaces that a machine starts with (Linux, ``include/linux/proc_ns.h``).
@@ -27,17 +35,10 @@ _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _APPARMOR = "/proc/self/attr/current"
 _CGROUP = "/sys/fs/cgroup"
 _FILES = (
-    *(
-        _STATUS,
-        _KEEPER,
-        _OOM,
-        _KEEPERS_OOM,
-        "/proc/self/mountinfo",
-        "/proc/self/limits",
-        _BOOT_ID,
-        _APPARMOR,
-    ),
+    *(_STATUS, _KEEPER, "/proc/self/mountinfo", "/proc/self/limits", _BOOT_ID, _APPARMOR),
+    *(_OOM, _KEEPERS_OOM),
     *("/proc/net/dev", "/proc/net/if_inet6"),
+    *(f"/proc/sys/{name.replace('.', '/')}" for name, _ in SYSCTLS),
     *(f"/etc/{name}" for name in ETC_FILES),
     *(f"{_CGROUP}/{name}" for name in ("memory.max", "memory.swap.max", "pids.max", "cpu.max")),
     *(f"{_CGROUP}/memory/memory.{name}_in_bytes" for name in ("limit", "memsw.limit")),
@@ -45,20 +46,29 @@ _FILES = (
     f"{_CGROUP}/pids/pids.max",
 )
 _MARK = "sandboxworker-view"
-#: Prints each file behind a line with its name, and what each namespace is.
+_PATH, _NONE = "path ", "none"
+#: Prints each file behind a line with its name, what each namespace is, and which paths there are.
 LOOK = (
-    f'for f in "$@"; do echo; echo "{_MARK} $f"; '
-    'case $f in */ns/*) readlink "$f";; *) cat "$f";; esac; done 2>/dev/null; :'
+    f'for f in "$@"; do echo; echo "{_MARK} $f"; case $f in '
+    f'"{_PATH}"*) [ -e "${{f#{_PATH}}}" ] && echo there || echo {_NONE};; '
+    '*/ns/*) readlink "$f";; *) cat "$f";; esac; done 2>/dev/null; :'
 )
-LOOKED_AT = (*_FILES, *(f"/proc/self/ns/{name}" for name in NAMESPACES))
+LOOKED_AT = (
+    *_FILES,
+    *(f"/proc/self/ns/{name}" for name in NAMESPACES),
+    *(f"{_PATH}{path}" for path in MASKED_PATHS),
+)
 
 #: What a runtime with a kernel of its own cannot show, or shows in its own way
 #: (docs/threat-model.md, "gVisor").
 _GVISOR = frozenset(
-    {"ambient", "cgroup", "disk", "inodes", "limits", "lsm", "namespaces", "options"}
-    | {"oom", "processors", "seccomp"}
+    {"ambient", "cgroup", "disk", "inodes", "limits", "lsm", "masks", "namespaces", "options"}
+    | {"oom", "processors", "seccomp", "sysctls"}
 )
 _RUNTIMES = (("runsc", _GVISOR), ("gvisor", _GVISOR))
+
+#: What runtimes mask with: a directory in memory, or the null device of one.
+_EMPTY = ("tmpfs", "devtmpfs")
 
 #: Bytes by which a limit may differ: the kernel rounds to pages, of 64 KiB on some machines.
 _PAGE = 65536
@@ -241,6 +251,18 @@ def _mounts(view: View, expected: Expected) -> Iterable[Deviation]:
         yield from _unless(is_so, "mounts", "nothing else that is writable", mount)
 
 
+def _masks(view: View, expected: Expected) -> Iterable[Deviation]:
+    """Over each path to mask that there is lies an empty file or directory."""
+    spec, mounts = expected.spec, view.mounts
+    for path in spec.masked_paths:
+        is_none = view.files.get(f"{_PATH}{path}", "").strip() == _NONE
+        is_masked = path in mounts and mounts[path].type in _EMPTY
+        yield from _unless(is_masked or is_none, path, "masked", mounts.get(path, "the host's"))
+    for path in spec.readonly_paths:
+        mount = mounts.get(path)
+        yield from _unless(mount is not None and "ro" in mount.options, path, "read-only", mount)
+
+
 def _writable(spec: ContainerSpec) -> tuple[str, ...]:
     on_disk = () if spec.disk is None else (spec.disk.path,)
     return ("/dev/shm", *(tmpfs.path for tmpfs in spec.tmpfs), *on_disk)
@@ -376,6 +398,12 @@ def _network(view: View, expected: Expected) -> Iterable[Deviation]:
     yield from _unless(is_so, "IPv6 addresses", ["::1"], addresses)
 
 
+def _sysctls(view: View, expected: Expected) -> Iterable[Deviation]:
+    for name, asked in SYSCTLS:
+        seen = view.files.get(f"/proc/sys/{name.replace('.', '/')}", "").split()
+        yield from _unless(seen == asked.split(), name, asked, " ".join(seen))
+
+
 def _names(view: View, expected: Expected) -> Iterable[Deviation]:
     """Where the files are ours: they lie where others may have been."""
     for name, text in ETC_FILES.items() if expected.identity.etc else ():
@@ -400,6 +428,7 @@ CHECKS: Mapping[str, Callable[[View, Expected], Iterable[Deviation]]] = {
     "seccomp": _seccomp,
     "mounts": _mounts,
     "options": _options,
+    "masks": _masks,
     "disk": _disk,
     "sizes": _sizes,
     "inodes": _inodes,
@@ -409,6 +438,7 @@ CHECKS: Mapping[str, Callable[[View, Expected], Iterable[Deviation]]] = {
     "namespaces": _namespaces,
     "limits": _limits,
     "network": _network,
+    "sysctls": _sysctls,
     "names": _names,
     "lsm": _lsm,
 }

@@ -34,6 +34,8 @@ def other(spec: ContainerSpec, change: str) -> ContainerSpec:
         "size of /dev/shm": {"shm": spec.shm // 2},
         "size of /build": {"tmpfs": (attrs.evolve(workspace, size=workspace.size // 2), *rest)},
         "inodes of /build": {"tmpfs": (attrs.evolve(workspace, inodes=77), *rest)},
+        "/proc/meminfo": {"masked_paths": (*spec.masked_paths, "/proc/meminfo")},
+        "/proc/self": {"readonly_paths": (*spec.readonly_paths, "/proc/self")},
         "/elsewhere": {"tmpfs": (attrs.evolve(workspace, path="/elsewhere"), *rest)},
     }
     return attrs.evolve(spec, **changes[change])
@@ -41,7 +43,8 @@ def other(spec: ContainerSpec, change: str) -> ContainerSpec:
 
 CHANGES = (
     "keeper's Uid", "memory", "pids", "cpus", "Max open files", "Max core file size",
-    "size of /dev/shm", "size of /build", "inodes of /build", "/elsewhere",
+    "size of /dev/shm", "size of /build", "inodes of /build", "/proc/meminfo", "/proc/self",
+    "/elsewhere",
 )  # fmt: skip
 
 

@@ -20,7 +20,14 @@ from sandboxworker.kernelview import (
 )
 from sandboxworker.policy import KEEPER_UID, SandboxPolicy
 from sandboxworker.seccomp import Profile
-from sandboxworker.spec import ETC_FILES, ContainerSpec, Identity, ImageFacts, build_spec
+from sandboxworker.spec import (
+    ETC_FILES,
+    MASKED_PATHS,
+    ContainerSpec,
+    Identity,
+    ImageFacts,
+    build_spec,
+)
 
 PROFILE = Profile("build", '{"defaultAction":"SCMP_ACT_ERRNO"}', "sha256:" + "1" * 64)
 FACTS = ImageFacts("image", "sha256:" + "0" * 64)
@@ -56,6 +63,10 @@ def mountinfo(spec: ContainerSpec) -> str:
         mount("/", "ro", "overlay", "rw,lowerdir=/var/lib/x"),
         mount("/proc", "rw,nosuid,nodev,noexec", "proc", "rw"),
         mount("/dev", "rw,nosuid", "tmpfs", "rw,size=65536k"),
+        mount("/proc/kcore", "rw,nosuid", "tmpfs", "rw,size=65536k"),
+        mount("/proc/sys", "ro,nosuid,nodev,noexec", "proc", "rw"),
+        mount("/dev/mqueue", "rw,nosuid,nodev,noexec", "mqueue", "rw"),
+        mount("/dev/mqueue", "ro", "tmpfs", "ro"),
         mount("/etc/hosts", "rw", "ext4", "rw"),
         mount("/dev/shm", "rw,nosuid,nodev,noexec", "tmpfs", f"rw,size={spec.shm >> 10}k"),
     ]
@@ -105,6 +116,12 @@ def faithful(spec: ContainerSpec = SPEC, *, version: int = 2) -> dict[str, str]:
         "/proc/self/limits": limits(spec),
         "/proc/sys/kernel/random/boot_id": "boot",
         "/proc/self/attr/current": "docker-default (enforce)",
+        "/proc/sys/net/ipv6/conf/all/disable_ipv6": "0",
+        "/proc/sys/net/ipv4/tcp_rmem": "4096\t32768\t65536",
+        "/proc/sys/net/ipv4/tcp_wmem": "4096\t16384\t65536",
+        **{f"path {path}": "none" for path in MASKED_PATHS},
+        "path /proc/kcore": "there",
+        "path /dev/mqueue": "there",
         "/proc/net/dev": "Inter-|   Receive\n face |bytes\n    lo:   0   0\n",
         "/proc/net/if_inet6": f"{1:032x} 01 80 10 80       lo\n",
         **{f"/etc/{name}": text for name, text in ETC_FILES.items()},
@@ -165,6 +182,12 @@ WEAKER = [
     ("/proc/self/mountinfo", "nr_inodes=200", "nr_inodes=0", "inodes of /build"),
     ("/proc/self/mountinfo", ",size=65536k\n90 80 0:40 / /build", "\n90 80 0:40 / /build", "shm"),
     ("/proc/self/mountinfo", "/etc/hosts", "/etc/shadow", "mounts"),
+    ("/proc/self/mountinfo", "/proc/kcore", "/proc/elsewhere", "/proc/kcore"),
+    ("/proc/self/mountinfo", "/dev/mqueue ro", "/dev/elsewhere ro", "/dev/mqueue"),
+    ("/proc/self/mountinfo", "/proc/sys ro", "/proc/sys rw", "/proc/sys"),
+    ("path /sys/hypervisor", "none", "there", "/sys/hypervisor"),
+    ("/proc/sys/net/ipv4/tcp_rmem", "65536", "6291456", "tcp_rmem"),
+    ("/proc/sys/net/ipv6/conf/all/disable_ipv6", "0", "1", "disable_ipv6"),
     ("/etc/hosts", "127.0.0.1\tlocalhost", "192.0.2.7\tlocalhost", "hosts"),
     ("/etc/resolv.conf", "127.0.0.1", "192.0.2.7", "resolv.conf"),
     ("/proc/self/limits", "16384", "1048576", "Max open files"),
@@ -210,6 +233,8 @@ REQUIRED = sorted(
     - {
         *("/proc/sys/kernel/random/boot_id", "/proc/self/ns/user", f"{CGROUP}/memory.swap.max"),
         "/proc/net/if_inet6",
+        # They are masked by the list of mounts.
+        *("path /dev/mqueue", "path /proc/kcore"),
     }
 )
 
