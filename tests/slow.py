@@ -7,16 +7,13 @@ Only what tests wait for is stretched: sandboxworker's own deadlines are what th
 from __future__ import annotations
 
 import os
-from typing import Any
-
-from sandboxworker.errors import Hindered
 
 SLOW = float(os.environ.get("SANDBOXWORKER_SLOW") or 1)
 
 
-def withstood_the_kill(sandbox: Any) -> bool:
-    """Whether a sandbox was given up since its full pids limit kept the kill from starting.
+def withstood_the_kill(told: object) -> bool:
+    """Whether a full pids limit kept the kill from starting, by a sandbox's end or a step's log.
 
     On an emulated machine that is an end as well (docs/containment.md, "Another kernel").
     """
-    return SLOW > 1 and isinstance(sandbox.lost, Hindered)
+    return SLOW > 1 and "withstands being killed" in str(told)

@@ -243,7 +243,7 @@ async def test_a_bomb_stays_in_its_sandbox(site: Site, bomb: Bomb) -> None:
         most.look(pids, memory)
         await within(SECONDS, sandbox.kill_all())
         done = await within(SECONDS, exploding)
-        if withstood_the_kill(sandbox):
+        if withstood_the_kill(sandbox.lost):
             await gone(sandbox)
         else:
             assert site.written(sandbox) < MIB
