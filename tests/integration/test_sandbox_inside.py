@@ -276,8 +276,6 @@ async def test_a_full_set_of_file_systems_leaves_the_processes_their_memory(
     )
     assert build["fits"].out == "had 70"
     assert build["bomb"].result == "failure"
-    if withstood_the_kill(build["bomb"].headers):
-        return
     assert "process killed by signal 9" in build["bomb"].headers
     assert build["next"].out == "alive"
 
@@ -390,6 +388,8 @@ async def test_a_fork_bomb_stops_at_the_limit_and_the_next_step_runs(
     # A few more: the engine puts what it starts itself into a full cgroup.
     assert POLICY.pids - 5 <= max(seen) <= POLICY.pids + 5
     assert build["bomb"].result == "failure"
+    if withstood_the_kill(build["bomb"].headers):
+        return
     assert "process killed by signal 9" in build["bomb"].headers
     assert build["next"].out.startswith("alive")
 
