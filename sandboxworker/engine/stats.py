@@ -11,10 +11,11 @@ import json
 from typing import Any
 
 from twisted.internet import defer, protocol
+from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
-from twisted.web.client import Agent
+from twisted.web.client import Agent, ResponseFailed
 from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
 
@@ -96,7 +97,7 @@ class StatsGauge(LineOnlyReceiver):
     def lineReceived(self, line: bytes) -> None:
         try:
             memory = memory_of(json.loads(line))
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, TypeError):
             self._end(EngineRefused(self._engine, _CALL, 0, "answer not understood"))
             self.close()
             return
@@ -120,13 +121,23 @@ class StatsGauge(LineOnlyReceiver):
         response.deliverBody(self)
 
     def _not_answered(self, failure: Failure) -> None:
-        self._end(EngineUnreachable(self._engine, failure.getErrorMessage()))
+        self._end(EngineUnreachable(self._engine, _words(failure)))
 
     def _end(self, error: EngineError) -> None:
         if self._over is None:
             self._over = error
             if not self._first.called:
                 self._first.callback(error)
+
+
+def _words(failure: Failure) -> str:
+    """Why there was no answer, in those of `EngineStream` where the HTTP client has none."""
+    error = failure.value
+    if not isinstance(error, ResponseFailed):
+        return failure.getErrorMessage()
+    if error.reasons[0].check(ConnectionDone, ConnectionLost):
+        return f"it hung up during {_CALL!r}"
+    return "its answer is no HTTP"
 
 
 @implementer(IAgentEndpointFactory, IStreamClientEndpoint)

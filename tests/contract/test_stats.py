@@ -43,14 +43,15 @@ class Remote:
 
 
 @pytest_twisted.async_yield_fixture
-async def remote(make_sandbox: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Remote]:
+async def remote(
+    make_sandbox: Any, host_says: Any, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Remote]:
     """As a master in a container has it, on a host with cgroup v2."""
     sandbox = await make_sandbox()
     monkeypatch.setattr(docker_engine, "bound_sockets", lambda *_: None)
     async with behind_a_proxy(resolve(None).socket_path) as bad:
         engine = DockerEngine(EngineAddress(bad.url), reactor)
-        host = attrs.evolve(await within(SECONDS, engine.host()), counts_sockets=True)
-        monkeypatch.setattr(engine, "_host", host)
+        await host_says(engine, counts_sockets=True)
         yield Remote(engine, bad, sandbox)
         await within(SECONDS, engine.close())
 
@@ -145,7 +146,7 @@ async def test_engine_that_tells_no_figure_is_refused(
         await remote.gauge()
 
 
-@pytest.mark.parametrize("answer", ["{half\n", "3\n"])
+@pytest.mark.parametrize("answer", ["{half\n", "3\n", '{"memory_stats": {"usage": []}}\n'])
 @pytest_twisted.ensureDeferred
 async def test_figures_that_are_none_are_not_understood(remote: Remote, answer: str) -> None:
     remote.bad.strike(STATS, answer=bad_engine.half_json(answer))
@@ -166,6 +167,25 @@ async def test_figures_that_are_cut_off_or_cannot_be_asked_for_are_an_engine_out
         await until(lambda: late() < 0, "the refused connection", 10)
     gauge.close()
     late.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ({"after": 0}, "hung up during 'stats'"),
+        ({"answer": b"220 hi\r\n\r\n"}, "is no HTTP"),
+    ],
+    ids=["hangs up", "no HTTP"],
+)
+@pytest_twisted.ensureDeferred
+async def test_answer_that_is_none_is_told_in_words(
+    remote: Remote, fault: dict[str, Any], said: str
+) -> None:
+    remote.bad.strike(STATS, **fault)
+    with pytest.raises(EngineUnreachable, match=said) as told:
+        await remote.gauge()
+    assert "Failure" not in str(told.value)
+    assert "\n" not in str(told.value)
 
 
 @pytest.fixture
