@@ -34,11 +34,12 @@ _OOM, _KEEPERS_OOM = "/proc/self/oom_score_adj", "/proc/1/oom_score_adj"
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _APPARMOR = "/proc/self/attr/current"
 _CGROUP = "/sys/fs/cgroup"
+_SYSCTL_FILES = {name: f"/proc/sys/{name.replace('.', '/')}" for name, _ in SYSCTLS}
 _FILES = (
     *(_STATUS, _KEEPER, "/proc/self/mountinfo", "/proc/self/limits", _BOOT_ID, _APPARMOR),
     *(_OOM, _KEEPERS_OOM),
     *("/proc/net/dev", "/proc/net/if_inet6"),
-    *(f"/proc/sys/{name.replace('.', '/')}" for name, _ in SYSCTLS),
+    *_SYSCTL_FILES.values(),
     *(f"/etc/{name}" for name in ETC_FILES),
     *(f"{_CGROUP}/{name}" for name in ("memory.max", "memory.swap.max", "pids.max", "cpu.max")),
     *(f"{_CGROUP}/memory/memory.{name}_in_bytes" for name in ("limit", "memsw.limit")),
@@ -400,7 +401,7 @@ def _network(view: View, expected: Expected) -> Iterable[Deviation]:
 
 def _sysctls(view: View, expected: Expected) -> Iterable[Deviation]:
     for name, asked in SYSCTLS:
-        seen = view.files.get(f"/proc/sys/{name.replace('.', '/')}", "").split()
+        seen = view.files.get(_SYSCTL_FILES[name], "").split()
         yield from _unless(seen == asked.split(), name, asked, " ".join(seen))
 
 

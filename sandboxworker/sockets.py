@@ -48,22 +48,20 @@ class SocketWatch:
         self._limit = limit
         self._lose = lose
         self._clock = clock
-        self._looking: LoopingCall | None = None
-        self._gauge: SocketGauge | None = None
+        self._looking: tuple[LoopingCall, SocketGauge] | None = None
 
     def begin(self, gauge: SocketGauge) -> None:
         """Look from now on; `end` closes the gauge."""
-        self._gauge = gauge
-        self._looking = LoopingCall(self._look, gauge)
-        self._looking.clock = self._clock
-        looking = self._looking.start(LOOK_EVERY, now=False)
-        looking.addErrback(unexpected("looking at what waits in a sandbox's sockets"))
+        looking = LoopingCall(self._look, gauge)
+        looking.clock = self._clock
+        self._looking = looking, gauge
+        running = looking.start(LOOK_EVERY, now=False)
+        running.addErrback(unexpected("looking at what waits in a sandbox's sockets"))
 
     def end(self) -> None:
         """Look no more; also where it never began."""
-        looking, self._looking = self._looking, None
-        gauge, self._gauge = self._gauge, None
-        if looking is not None and gauge is not None:
+        if self._looking is not None:
+            (looking, gauge), self._looking = self._looking, None
             looking.stop()
             gauge.close()
 

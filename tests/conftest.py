@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import docker
 import hypothesis
 import pytest
@@ -221,6 +222,16 @@ def owner(left_over: LeftOver) -> Owner:
 
 
 MakeSandbox = Callable[..., Awaitable[Sandbox]]
+
+
+@pytest.fixture
+def host_says(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Awaitable[None]]:
+    """``await host_says(engine, **facts)``: what the engine's host is taken for from now on."""
+
+    async def say(engine: DockerEngine, **facts: Any) -> None:
+        monkeypatch.setattr(engine, "_host", attrs.evolve(await engine.host(), **facts))
+
+    return say
 
 
 @pytest_twisted.async_yield_fixture

@@ -123,13 +123,13 @@ async def failure(waited_for: Awaitable[Any]) -> EngineError:
 
 @pytest_twisted.ensureDeferred
 async def test_sockets_that_this_process_cannot_bound_are_said_so(
-    make_sandbox: Any, monkeypatch: pytest.MonkeyPatch
+    make_sandbox: Any, host_says: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As for a master that is not root on the engine's host, which has cgroup v1."""
     sandbox = await make_sandbox()
     engine, container = sandbox.engine, sandbox.container
     monkeypatch.setattr(docker_engine, "bound_sockets", lambda *_: None)
-    monkeypatch.setattr(engine, "_host", attrs.evolve(await engine.host(), counts_sockets=False))
+    await host_says(engine, counts_sockets=False)
     with pytest.raises(SocketsUnbounded, match=re.escape(engine.name)):
         await within(SECONDS, engine.bound_sockets(container, 1 << 20))
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
 import signal
 import stat
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -200,36 +201,41 @@ def ssh(engine_client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         yield made
 
 
-@pytest_twisted.ensureDeferred
-async def test_over_ssh_a_sandbox_lives_works_and_dies(ssh: Ssh, owner: Any) -> None:
-    far = DockerEngine(resolve("ssh://far-engine", {}), reactor)
+@contextlib.asynccontextmanager
+async def started_on(far: DockerEngine, owner: Any) -> AsyncIterator[Sandbox]:
+    """A sandbox there, for the length of a block; the engine object ends with it."""
     try:
         spec = build_spec(POLICY, await within(SECONDS, far.image(BUSYBOX)), load("build"))
         sandbox = Sandbox(far, far.uids, spec, owner, reactor)
         try:
             await within(SECONDS, sandbox.start())
-            data = bytes(range(256)) * 20000
-            counted = await within(SECONDS, run(sandbox, ["wc", "-c"], stdin=io.BytesIO(data)))
-            assert int(counted.stdout) == len(data)
-            done = await within(
-                SECONDS, run(sandbox, ["sh", "-c", "echo out; echo no >&2; exit 3"])
-            )
-            assert (done.stdout, done.stderr, done.exit_code) == (b"out\n", b"no\n", 3)
-            many = await within(SECONDS, run(sandbox, ["seq", "100000"]))
-            assert many.stdout.endswith(b"100000\n")
-            silent = await within(SECONDS, run(sandbox, ["cat"]))
-            assert (silent.stdout, silent.exit_code) == (b"", 0)
+            yield sandbox
         finally:
             await within(SECONDS, sandbox.destroy())
     finally:
         await within(SECONDS, far.close())
+
+
+@pytest_twisted.ensureDeferred
+async def test_over_ssh_a_sandbox_lives_works_and_dies(ssh: Ssh, owner: Any) -> None:
+    far = DockerEngine(resolve("ssh://far-engine", {}), reactor)
+    async with started_on(far, owner) as sandbox:
+        data = bytes(range(256)) * 20000
+        counted = await within(SECONDS, run(sandbox, ["wc", "-c"], stdin=io.BytesIO(data)))
+        assert int(counted.stdout) == len(data)
+        done = await within(SECONDS, run(sandbox, ["sh", "-c", "echo out; echo no >&2; exit 3"]))
+        assert (done.stdout, done.stderr, done.exit_code) == (b"out\n", b"no\n", 3)
+        many = await within(SECONDS, run(sandbox, ["seq", "100000"]))
+        assert many.stdout.endswith(b"100000\n")
+        silent = await within(SECONDS, run(sandbox, ["cat"]))
+        assert (silent.stdout, silent.exit_code) == (b"", 0)
     assert _ssh_processes() == []
 
 
 @pytest.mark.parametrize("way", ["tls", "ssh"])
 @pytest_twisted.ensureDeferred
 async def test_engine_elsewhere_tells_what_a_container_uses(
-    request: pytest.FixtureRequest, owner: Any, monkeypatch: pytest.MonkeyPatch, way: str
+    request: pytest.FixtureRequest, owner: Any, host_says: Any, way: str
 ) -> None:
     """Where its kernel counts what waits in sockets as memory; here it is said to."""
     if way == "tls":
@@ -238,23 +244,16 @@ async def test_engine_elsewhere_tells_what_a_container_uses(
         request.getfixturevalue("ssh")
         address = resolve("ssh://far-engine", {})
     far = DockerEngine(address, reactor)
-    try:
-        host = attrs.evolve(await within(SECONDS, far.host()), counts_sockets=True)
-        monkeypatch.setattr(far, "_host", host)
-        spec = build_spec(POLICY, await within(SECONDS, far.image(BUSYBOX)), load("build"))
-        sandbox = Sandbox(far, far.uids, spec, owner, reactor)
-        try:
-            await within(SECONDS, sandbox.start())
-            gauge = await within(SECONDS, far.bound_sockets(str(sandbox.container), spec.memory))
-            assert gauge.delay == TOLD_EVERY
-            await until(lambda: gauge() > 0, "a figure")
-            gauge.close()
-            await within(SECONDS, run(sandbox, ["sleep", "3"]))
-            assert sandbox.is_ready
-        finally:
-            await within(SECONDS, sandbox.destroy())
-    finally:
-        await within(SECONDS, far.close())
+    await host_says(far, counts_sockets=True)
+    async with started_on(far, owner) as sandbox:
+        gauge = await within(
+            SECONDS, far.bound_sockets(str(sandbox.container), sandbox.spec.memory)
+        )
+        assert gauge.delay == TOLD_EVERY
+        await until(lambda: gauge() > 0, "a figure")
+        gauge.close()
+        await within(SECONDS, run(sandbox, ["sleep", "3"]))
+        assert sandbox.is_ready
 
 
 @pytest_twisted.ensureDeferred

@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +68,12 @@ def _runs(pid: int) -> bool:
     return any(name and not name.startswith("runc:[") for name in below)
 
 
-def listing(client: Any, place: str) -> list[str]:
-    """What the containers, processes and descriptors that `counts` counts are, a line each."""
+def listing(found: Iterable[Mapping[str, Any]], place: str) -> list[str]:
+    """What these containers are, and the processes and descriptors that count; a line each."""
     left = [
         f"container {each['Id']} {each['Names']} {each['State']}, "
         f"made {time.ctime(each['Created'])}, {each['Labels']}"
-        for each in containers(client)
+        for each in found
     ]
     shims = [" ".join(words) for words in _shims(place).values()]
     ours = [_read(Path(f"/proc/{pid}/cmdline")) for pid in _descendants(os.getpid())]

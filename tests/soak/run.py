@@ -265,8 +265,8 @@ class Soak:
 
     async def _listing(self) -> list[str]:
         """What is left, and what the audit log has of the sandboxes of containers that are."""
-        found = await threads.deferToThread(listing, self._client, self._daemon.root.name)
         left = await threads.deferToThread(containers, self._client)
+        found = await threads.deferToThread(listing, left, self._daemon.root.name)
         labels = [each["Labels"].get("sandboxworker.sandbox") for each in left]
         ids = list(filter(None, labels))
         told = (self._master.basedir / FILE).read_text().splitlines()
